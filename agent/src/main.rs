@@ -1,0 +1,2 @@
+//! `sally-agent`.
+fn main() {}

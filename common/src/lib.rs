@@ -1,0 +1,1 @@
+//! Sally's vocabulary.

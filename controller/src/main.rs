@@ -1,0 +1,2 @@
+//! `sally`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The suite stands in `suite/`; this library is empty.
