@@ -1,1 +1,17 @@
-//! Sally's vocabulary.
+//! Sally's vocabulary: what the agent and the controller both have to mean the same thing by.
+//!
+//! In reading order: [`name`] and [`id`] are the checked values everything else is made of,
+//! [`key`] signs and verifies, [`subject`] builds and reads every subject, [`limit`] holds the
+//! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
+//! may sign what, [`clock`] reads the wall clock.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod id;
+pub mod key;
+pub mod limit;
+pub mod name;
+pub mod selector;
+pub mod subject;
+pub mod trust;
+pub mod wire;

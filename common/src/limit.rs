@@ -1,0 +1,56 @@
+//! The bounds, each with its unit and its reason. They hold on bytes, before anything is parsed.
+
+/// Largest message to an agent's live subject, body only. A slow link carries many of them.
+pub const LIVE_MESSAGE_MAX: usize = 16 * 1024;
+
+/// Largest script that travels inside an order; a larger one, and every binary, goes by digest.
+pub const INLINE_SCRIPT_MAX: usize = 16 * 1024;
+
+/// Largest order. Room for an inline script, 64 KiB of parameters and arguments.
+pub const ORDER_MAX: usize = 256 * 1024;
+
+/// Largest program or standard input that an order may name by digest.
+pub const BLOB_MAX: u64 = 64 * 1024 * 1024;
+
+/// Payload of one chunk to an agent. Fits [`LIVE_MESSAGE_MAX`] with its head line.
+pub const BLOB_CHUNK: usize = 15 * 1024;
+
+/// Payload of one chunk of output from an agent, or of a blob from a caller. Far below the
+/// broker's 1 MiB message limit, so that one chunk never holds up a heartbeat for long.
+pub const STREAM_CHUNK: usize = 256 * 1024;
+
+/// Bytes of one stream that an agent may have on the way without a receipt.
+pub const STREAM_WINDOW: u64 = 4 * 1024 * 1024;
+
+/// Output and result together that ride inside the result message; more is streamed.
+pub const INLINE_OUTPUT_MAX: usize = 64 * 1024;
+
+/// Largest state, ask, heartbeat, receipt or cancel.
+pub const SMALL_MESSAGE_MAX: usize = 64 * 1024;
+
+/// Largest result message: inline output in base64, a result of [`INLINE_OUTPUT_MAX`], and the rest.
+pub const RESULT_MESSAGE_MAX: usize = 512 * 1024;
+
+/// Largest structured result (design section 8).
+pub const RESULT_MAX: u64 = 1024 * 1024;
+
+/// Deepest structured result (design section 8).
+pub const RESULT_DEPTH: usize = 64;
+
+/// Largest parameters object.
+pub const PARAMS_MAX: usize = 64 * 1024;
+
+/// Largest request to, and part of a reply from, the controller.
+pub const API_MESSAGE_MAX: usize = 768 * 1024;
+
+/// Largest whole reply from the controller, all parts together.
+pub const API_REPLY_MAX: usize = 64 * 1024 * 1024;
+
+/// First and last part of a stream that a run record shows, each (design section 9).
+pub const RECORD_STREAM_PART: u64 = 1024 * 1024;
+
+/// Arguments of one program, and environment entries of one task.
+pub const ARGS_MAX: usize = 1024;
+
+/// Most targets of one job.
+pub const TARGETS_MAX: usize = 20_000;

@@ -1,0 +1,338 @@
+//! What a caller asks a controller, over request and reply on `<prefix>.api.<verb>`.
+//!
+//! A request is signed by its caller, a reply by the controller over the whole reply. A reply larger than
+//! one message travels in parts: each has the header `Sally-Part: N/M`, the first also the signature.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::id::{Digest, JobId, Nonce, RequestId, RunId};
+use crate::name::{Agent, Zone};
+use crate::selector::Targets;
+use crate::wire::order::OrderSignature;
+use crate::wire::record::{AgentRecord, JobRecord, RunRecord, RunState};
+
+/// Header of a part of a reply: `N/M`, from 1.
+pub const HEADER_PART: &str = "Sally-Part";
+
+/// A signed request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// Wire version.
+    pub v: u32,
+    /// The caller's wall clock, Unix milliseconds.
+    pub at_ms: i64,
+    /// Ties the reply to this request.
+    pub nonce: Nonce,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// A signed reply.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// Wire version.
+    pub v: u32,
+    /// The request's nonce.
+    pub nonce: Nonce,
+    /// The answer.
+    pub outcome: ReplyOutcome,
+}
+
+/// An answer or an error.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplyOutcome {
+    /// The answer, of the call's own shape.
+    Ok(Box<RawValue>),
+    /// It could not be done.
+    Error(ApiError),
+}
+
+/// An error for the caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What kind.
+    pub code: ErrorCode,
+    /// What was wrong and where.
+    pub message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The kind of an error; each has an exit code of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request makes no sense: exit 2.
+    Usage,
+    /// No agent matched: exit 4.
+    NoTarget,
+    /// Not allowed: exit 6.
+    Denied,
+    /// Same request id, another body: exit 8.
+    Conflict,
+    /// No such job, run or agent: exit 1, or 2 when the id was ambiguous.
+    NotFound,
+    /// The controller failed: exit 1.
+    Internal,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    /// Store a blob's chunk; the answer is [`BlobStored`]. The bytes follow the request's line feed.
+    Blob {
+        /// The whole blob.
+        digest: Digest,
+        /// Where these bytes begin.
+        offset: u64,
+        /// How many the whole has.
+        total: u64,
+    },
+    /// Submit a job; the answer is [`Submitted`].
+    Submit(Submit),
+    /// Which agents a submission would reach; the answer is [`Resolved`].
+    Resolve {
+        /// Whom.
+        targets: Targets,
+    },
+    /// One job without its runs; the answer is a [`JobRecord`].
+    Job {
+        /// Id, unique prefix, or `latest`.
+        id: String,
+    },
+    /// A page of a job's runs; the answer is [`RunPage`].
+    Runs {
+        /// The job.
+        job: JobId,
+        /// From this run number on.
+        from: u32,
+        /// Whether output and results are wanted.
+        content: bool,
+        /// Only runs in these states; all if empty.
+        #[serde(default)]
+        states: Vec<RunState>,
+    },
+    /// Jobs, newest first; the answer is [`JobPage`].
+    Jobs {
+        /// Older than this one.
+        #[serde(default)]
+        before: Option<JobId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// A piece of a run's stream; the answer is [`LogPart`].
+    Log {
+        /// The run.
+        run: RunId,
+        /// `stdout` or `stderr`.
+        stream: String,
+        /// From this byte on.
+        offset: u64,
+    },
+    /// Cancel a job's runs; the answer is [`Cancelled`].
+    Cancel {
+        /// Id, unique prefix, or `latest`.
+        id: String,
+        /// No TERM first.
+        #[serde(default)]
+        hard: bool,
+    },
+    /// Watch a job: events go to the caller's inbox until it ends or `keep_ms` passed since the last such
+    /// call; the answer is the [`JobRecord`].
+    Watch {
+        /// The job.
+        job: JobId,
+        /// Where to.
+        inbox: String,
+        /// Live output too.
+        output: bool,
+    },
+    /// Agents; the answer is [`AgentPage`].
+    Agents,
+    /// The controller's version; the answer is [`Hello`].
+    Hello,
+}
+
+/// A submission.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Submit {
+    /// The order's exact bytes.
+    pub order: String,
+    /// Who signed it.
+    pub signatures: Vec<OrderSignature>,
+    /// What to do with targets that are offline.
+    #[serde(default)]
+    pub offline: Offline,
+    /// The job that this one repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
+    /// Where events go, if the caller watches from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<String>,
+    /// Live output too.
+    #[serde(default)]
+    pub watch_output: bool,
+}
+
+/// What to do with targets that are offline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Offline {
+    /// Their runs wait.
+    #[default]
+    Wait,
+    /// They are left out.
+    Skip,
+    /// The submission is refused.
+    Fail,
+}
+
+/// A blob's state after a chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobStored {
+    /// Bytes stored from the start.
+    pub bytes: u64,
+    /// Whether it is whole and its digest right.
+    pub complete: bool,
+}
+
+/// A job was accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The job.
+    pub job: JobRecord,
+    /// Whether it was made now, or is the answer to the same request made before.
+    pub created: bool,
+    /// Its targets in the order of its runs.
+    pub targets: Vec<Target>,
+}
+
+/// A resolved target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The zone.
+    pub zone: Zone,
+    /// The agent.
+    pub agent: Agent,
+    /// Whether it was online when the targets were resolved.
+    pub online: bool,
+}
+
+/// Targets that a submission would reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The targets.
+    pub targets: Vec<Target>,
+}
+
+/// A page of runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunPage {
+    /// The runs.
+    pub runs: Vec<RunRecord>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<u32>,
+}
+
+/// A page of jobs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobPage {
+    /// The jobs, newest first.
+    pub jobs: Vec<JobRecord>,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
+/// The agents that the controller knows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentPage {
+    /// By zone and name.
+    pub agents: Vec<AgentRecord>,
+}
+
+/// A piece of a stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogPart {
+    /// The bytes in base64.
+    pub data: String,
+    /// Where they begin.
+    pub offset: u64,
+    /// Bytes stored so far.
+    pub stored: u64,
+    /// Whether the stream has ended, so that `stored` is all of it.
+    pub ended: bool,
+    /// Bytes beyond the bound, counted and gone.
+    pub dropped: u64,
+}
+
+/// A cancellation is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// The job.
+    pub job: JobRecord,
+    /// Runs that it is meant for; 0 when all had ended.
+    pub runs: u64,
+}
+
+/// The controller introduces itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The controller's version.
+    pub version: String,
+    /// The broker's version.
+    pub broker: String,
+    /// The request id namespace is per ledger; this is the ledger's own id.
+    #[serde(default)]
+    pub ledger: String,
+    /// The caller as the controller knows it.
+    pub caller: String,
+    /// A request id as an example of the form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+}
+
+/// Something a caller watches has changed. Signed, except for output, whose bytes follow a line feed
+/// and whose digest the final record has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Wire version.
+    pub v: u32,
+    /// The job.
+    pub job: JobId,
+    /// What happened.
+    pub change: Change,
+}
+
+/// What happened to a watched job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Change {
+    /// A run changed its state or its progress. Output and result are inside once it has ended, if small.
+    Run {
+        /// The run.
+        run: Box<RunRecord>,
+        /// Whether the record is whole: output and result are all inside.
+        whole: bool,
+    },
+    /// Output arrived; the bytes follow the line feed.
+    Output {
+        /// The run.
+        run: RunId,
+        /// The agent.
+        agent: Agent,
+        /// `stdout` or `stderr`.
+        stream: String,
+        /// Where the bytes begin.
+        offset: u64,
+    },
+    /// The job ended.
+    Ended {
+        /// The job.
+        job: Box<JobRecord>,
+    },
+}

@@ -1,0 +1,146 @@
+//! What a controller tells an agent, all of it to the agent's one live subject.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Digest, Incarnation, Nonce, RunId};
+use crate::key::PublicKey;
+use crate::name::{Agent, Zone};
+use crate::wire::order::OrderSignature;
+
+/// Whom a command is for. Checked before anything else in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct To {
+    /// The agent's zone.
+    pub zone: Zone,
+    /// The agent's name.
+    pub agent: Agent,
+    /// The agent's key.
+    pub agent_key: PublicKey,
+    /// The incarnation of the agent's journal.
+    pub incarnation: Incarnation,
+}
+
+/// An order bound to one agent and attempt.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// Wire version.
+    pub v: u32,
+    /// Whom it is for.
+    pub to: To,
+    /// The run.
+    pub run: RunId,
+    /// The attempt, from 1; only the controller raises it.
+    pub attempt: u32,
+    /// When it was signed, Unix milliseconds.
+    pub issued_ms: i64,
+    /// After this time it must not start, Unix milliseconds.
+    pub expires_ms: i64,
+    /// The digest of the order's bytes.
+    pub order_digest: Digest,
+    /// How many they are.
+    pub order_bytes: u64,
+    /// The order's exact bytes, when they fit a live message; else they are asked for by digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
+    /// Who signed the order.
+    pub order_signatures: Vec<OrderSignature>,
+}
+
+/// Stop a run, or do not start it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Wire version.
+    pub v: u32,
+    /// Whom it is for.
+    pub to: To,
+    /// The run, whatever its attempt.
+    pub run: RunId,
+    /// The highest attempt that this cancels.
+    pub attempt: u32,
+    /// When it was signed, Unix milliseconds.
+    pub issued_ms: i64,
+    /// No TERM first.
+    #[serde(default)]
+    pub hard: bool,
+}
+
+/// The controller's word that something is stored and need not be kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Wire version.
+    pub v: u32,
+    /// Whom it is for.
+    pub to: To,
+    /// The run.
+    pub run: RunId,
+    /// The attempt.
+    pub attempt: u32,
+    /// What is stored.
+    pub stored: Stored,
+}
+
+/// What a receipt is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Stored {
+    /// The result is committed in the ledger.
+    Result {
+        /// The digest of the result message's body.
+        digest: Digest,
+    },
+    /// A stream is stored up to here; what follows is wanted next.
+    Stream {
+        /// Which.
+        stream: String,
+        /// Bytes stored from the start.
+        bytes: u64,
+    },
+}
+
+/// The answer to an agent's question about work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// Wire version.
+    pub v: u32,
+    /// Whom it is for.
+    pub to: To,
+    /// The question's nonce.
+    pub nonce: Nonce,
+    /// The controller's wall clock, Unix milliseconds.
+    pub now_ms: i64,
+    /// Whether the agent may start work.
+    pub welcome: bool,
+    /// Why not, for the agent's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// How many dispatches for this agent are waiting beyond those just sent.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Attempts of which the controller holds nothing although the agent asked; the agent keeps them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<RunAttempt>,
+}
+
+/// A run and an attempt of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunAttempt {
+    /// The run.
+    pub run: RunId,
+    /// The attempt.
+    pub attempt: u32,
+}
+
+/// The head line of a piece of a blob; the bytes follow after a line feed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Wire version.
+    pub v: u32,
+    /// Whom it is for.
+    pub to: To,
+    /// The whole blob's digest.
+    pub digest: Digest,
+    /// Where these bytes begin.
+    pub offset: u64,
+    /// How many bytes the whole has; 0 when the controller does not hold it.
+    pub total: u64,
+}
