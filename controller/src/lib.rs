@@ -1,1 +1,4 @@
 //! The controller.
+
+pub mod broker;
+pub mod supervise;
