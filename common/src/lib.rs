@@ -1,1 +1,3 @@
 //! Sally's vocabulary.
+
+pub mod json;
