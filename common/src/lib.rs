@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod id;
+pub mod json;
 pub mod key;
 pub mod limit;
 pub mod name;
