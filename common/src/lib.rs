@@ -1,3 +1,4 @@
 //! Sally's vocabulary.
 
 pub mod json;
+pub mod variable;
