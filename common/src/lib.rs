@@ -16,4 +16,5 @@ pub mod nats;
 pub mod selector;
 pub mod subject;
 pub mod trust;
+pub mod variable;
 pub mod wire;
