@@ -1,0 +1,3 @@
+//! rt
+pub mod outcome;
+pub mod outgoing;
