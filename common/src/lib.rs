@@ -1,4 +1,6 @@
 //! Sally's vocabulary.
 
 pub mod json;
+pub mod params;
+pub mod program;
 pub mod variable;
