@@ -13,6 +13,8 @@ pub mod key;
 pub mod limit;
 pub mod name;
 pub mod nats;
+pub mod params;
+pub mod program;
 pub mod selector;
 pub mod subject;
 pub mod trust;
