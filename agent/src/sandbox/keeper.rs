@@ -40,6 +40,8 @@ pub(super) struct Setup {
     pub(super) gid: u32,
     pub(super) policy: Policy,
     pub(super) host_box: PathBuf,
+    /// The program that is `sally-task` inside.
+    pub(super) task_program: PathBuf,
     /// The slot's lock file: whoever lives in the slot holds it.
     pub(super) lock: PathBuf,
     /// The launcher's namespaces.
@@ -87,9 +89,9 @@ pub(super) enum FromLauncher {
 }
 
 /// The life of a keeper. It starts as a copy of the launcher and never returns.
-pub(super) fn enter(setup: Setup, launcher: OwnedFd, task_program: BorrowedFd<'_>) -> ! {
+pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
     let notify = |notice: &Notice| wire::send(launcher.as_fd(), notice, &[], MsgFlags::empty());
-    let built = build(setup, launcher.as_fd(), task_program);
+    let built = build(setup, launcher.as_fd());
     let (setup, lock, base) = match built {
         Ok(parts) => parts,
         Err(error) => {
@@ -256,32 +258,28 @@ impl Keeper {
 }
 
 /// Builds all that lives as long as the keeper: lock, session, user and network namespace, uid, root.
-fn build(
-    mut setup: Setup,
-    launcher: BorrowedFd<'_>,
-    task_program: BorrowedFd<'_>,
-) -> Result<(Setup, OwnedFd, PathBuf), StepError> {
+fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, PathBuf), StepError> {
     let _ = prctl::set_name(c"sally-keeper");
-    init::close_all_but(&[launcher.as_raw_fd(), task_program.as_raw_fd()])
-        .step("keeper", "closing descriptors")?;
+    init::close_all_but(&[launcher.as_raw_fd()]).step("keeper", "closing descriptors")?;
     setsid().step("keeper", "setsid")?;
     SigSet::empty().thread_set_mask().step("keeper", "signal mask")?;
     sys::ignore_signal(Signal::SIGPIPE).step("keeper", "ignoring SIGPIPE")?;
     quiet_input_and_output()?;
     umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let lock = take_slot(&setup.lock)?;
-    own_namespaces(&setup)?;
+    let task_program = own_namespaces(&setup)?;
     setup.keeper_mount = NamespaceIds::own().mount;
     let template = Template {
         profile: setup.profile,
         host_box: &setup.host_box,
-        task_program,
+        task_program: task_program.as_fd(),
         uid: setup.uid,
         gid: setup.gid,
         break_root: setup.broken(Layer::Root),
     };
     template.enter()?;
     let base = template.box_path().to_owned();
+    drop(task_program);
     prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
     let keep = [launcher.as_raw_fd(), lock.as_raw_fd()];
     init::close_all_but(&keep).step("keeper", "closing descriptors")?;
@@ -316,31 +314,44 @@ fn take_slot(path: &Path) -> Result<OwnedFd, StepError> {
 }
 
 /// Enters an own user namespace with its map, and with it own mount and (for `strict`) network namespaces.
-fn own_namespaces(setup: &Setup) -> Result<(), StepError> {
+/// Returns the program that is `sally-task`, opened in between: a bind needs it from the new mount
+/// namespace, and the script's uid may not reach it.
+fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
     let mut flags = CloneFlags::CLONE_NEWNS;
     if setup.profile == Profile::Strict && !setup.broken(Layer::Net) {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     if setup.broken(Layer::User) {
-        return unshare(flags).step("user", "new namespaces without a user namespace");
+        unshare(flags).step("user", "new namespaces without a user namespace")?;
+        return open_task_program(setup);
     }
     flags |= CloneFlags::CLONE_NEWUSER;
     match setup.mode {
         Mode::Root => {
             map_by_helper(setup, flags)?;
+            let task_program = open_task_program(setup)?;
             let (uid, gid) = (Uid::from_raw(setup.uid), Gid::from_raw(setup.gid));
             setgroups(&[]).step("uid", "no supplementary groups")?;
             setresgid(gid, gid, gid).step("uid", format!("becoming group {gid}"))?;
-            setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))
+            setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))?;
+            Ok(task_program)
         }
         Mode::User => {
             let (uid, gid) = (getuid(), getgid());
             unshare(flags).map_err(explain_user_namespace)?;
             write_map("setgroups", None, "deny")?;
             write_map("uid_map", None, &format!("{} {uid} 1", setup.uid))?;
-            write_map("gid_map", None, &format!("{} {gid} 1", setup.gid))
+            write_map("gid_map", None, &format!("{} {gid} 1", setup.gid))?;
+            open_task_program(setup)
         }
     }
+}
+
+fn open_task_program(setup: &Setup) -> Result<OwnedFd, StepError> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let path = &setup.task_program;
+    open(path, flags, nix::sys::stat::Mode::empty())
+        .step("root", format!("sally-task from {}", path.display()))
 }
 
 /// Only a process outside the new user namespace may map other ids than its own: a short-lived helper.

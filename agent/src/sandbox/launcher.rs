@@ -13,7 +13,6 @@ use super::sys::{self, Fork};
 use super::verify::NamespaceIds;
 use super::wire::{self, LauncherInfo, Mode, Notice, Order, Reply, Request, WIRE_VERSION};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -90,7 +89,7 @@ struct Launcher {
     host_box: PathBuf,
     host: NamespaceIds,
     host_root_device: u64,
-    task_program: OwnedFd,
+    task_program: PathBuf,
     listener: OwnedFd,
     signals: SignalFd,
     connections: Vec<Connection>,
@@ -142,15 +141,12 @@ impl Launcher {
         let default_box = if mode == Mode::Root { PathBuf::from(BOX) } else { state.join("box") };
         let host_box = args.host_box.clone().unwrap_or(default_box);
         make_box(&host_box)?;
-        let program = match &args.task_program {
+        let task_program = match &args.task_program {
             Some(path) => path.clone(),
             None => {
                 std::env::current_exe().map_err(|e| SandboxError::path("find", Path::new("itself"), e))?
             }
         };
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let task_program = open(&program, flags, nix::sys::stat::Mode::empty())
-            .map_err(|e| SandboxError::path("open", &program, e.into()))?;
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
             mask.add(signal);
@@ -190,7 +186,7 @@ impl Launcher {
             Err(errno) => return self.note_trouble(slot, StepError::new("launcher", errno, "socket pair")),
         };
         match sys::fork() {
-            Ok(Fork::Child) => keeper::enter(self.setup(slot, profile), end, self.task_program.as_fd()),
+            Ok(Fork::Child) => keeper::enter(self.setup(slot, profile), end),
             Ok(Fork::Parent(pid)) => {
                 let handle = Handle { pid, socket, profile, state: State::Starting };
                 self.slots[usize::from(slot)].keeper = Some(handle);
@@ -216,6 +212,7 @@ impl Launcher {
                 max_timeout_ms: self.args.max_timeout.saturating_mul(1000),
             },
             host_box: self.host_box.clone(),
+            task_program: self.task_program.clone(),
             lock: self.args.state.join(format!("slot-{slot}.lock")),
             host: self.host,
             host_root_device: self.host_root_device,
