@@ -103,6 +103,8 @@ pub enum Milestone {
     Receipted(RunId, u32),
     /// Route blob pieces of this digest to the run.
     WantBlob(Digest, mpsc::Sender<blob::Piece>),
+    /// An order that did not fit its dispatch has been fetched.
+    Order(Box<sally_common::wire::command::Dispatch>, Vec<u8>),
 }
 
 /// What is kept beside an attempt's output, so that another agent process can go on.
