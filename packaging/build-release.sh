@@ -21,10 +21,16 @@ gnu=$arch-unknown-linux-gnu
 if has_target "$musl"; then
     target=$musl
     say "the agent is built static against musl ($target)"
+    if ! command -v musl-gcc >/dev/null 2>&1; then
+        # The C in the agent is the cryptography's, which calls nothing of the C library but memory functions. Without
+        # fortification a plain compiler makes the same of it; anything more would fail to link, not to run.
+        export "CC_${arch}_unknown_linux_musl=${CC:-cc}" "CFLAGS_${arch}_unknown_linux_musl=-U_FORTIFY_SOURCE"
+    fi
     "$CARGO" build --release --package sally-agent --target "$target"
 else
     target=$gnu
     say "this toolchain has no $musl; the agent is built static against glibc ($target)"
+    say "for musl: rustup target add $musl"
     # Naming the target keeps the flag away from build scripts and procedural macros, which cannot be static.
     RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
         "$CARGO" build --release --package sally-agent --target "$target"
