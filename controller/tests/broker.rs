@@ -118,14 +118,22 @@ impl User {
         self.client.flush().await.unwrap();
     }
 
-    async fn subscribe(&self, subject: &str) -> Subscriber {
+    /// Subscribes; whether the broker allows it is told later.
+    async fn try_subscribe(&self, subject: &str) -> Subscriber {
         let subscriber = self.client.subscribe(subject.to_owned()).await.unwrap();
         self.client.flush().await.unwrap();
         subscriber
     }
 
+    /// Subscribes and waits until the broker knows it.
+    async fn subscribe(&mut self, subject: &str) -> Subscriber {
+        let subscriber = self.try_subscribe(subject).await;
+        self.settled().await;
+        subscriber
+    }
+
     /// Returns after the broker has taken everything this user said before: a publish that must be refused is the
-    /// mark behind it.
+    /// mark behind it. (The client's `flush` only empties its own buffer; it does not wait for the broker.)
     async fn settled(&mut self) {
         self.publish("mark", "").await;
         self.refused(Attempt::Publish, "mark").await;
@@ -161,7 +169,7 @@ async fn holds(js: &jetstream::Context, stream: Stream, count: u64) {
 #[tokio::test]
 async fn an_agent_writes_its_five_subjects_and_the_hub_reads_them() {
     let hub = Hub::start().await;
-    let (controller, _js) = hub.ready().await;
+    let (mut controller, _js) = hub.ready().await;
     let agent = hub.agent("dmz", "a1").await;
     for word in ["state", "result", "log", "heartbeat", "ask"] {
         let mut hears = controller.subscribe(&format!("sally.{word}.>")).await;
@@ -176,7 +184,7 @@ async fn an_agent_writes_its_five_subjects_and_the_hub_reads_them() {
 #[tokio::test]
 async fn an_agent_writes_and_reads_nothing_else() {
     let hub = Hub::start().await;
-    let (controller, js) = hub.ready().await;
+    let (mut controller, js) = hub.ready().await;
     let mut everything = controller.subscribe("sally.>").await;
     let mut agent = hub.agent("dmz", "a1").await;
     for subject in [
@@ -214,7 +222,7 @@ async fn an_agent_writes_and_reads_nothing_else() {
         "$SYS.>",
         "$JS.EVENT.>",
     ] {
-        let _held = agent.subscribe(subject).await;
+        let _held = agent.try_subscribe(subject).await;
         agent.refused(Attempt::Subscribe, subject).await;
     }
     nothing(&mut everything).await;
@@ -227,9 +235,9 @@ async fn an_agent_writes_and_reads_nothing_else() {
 async fn a_dispatch_reaches_its_agent_in_the_account_of_its_zone_and_nobody_else() {
     let hub = Hub::start().await;
     let (_controller, js) = hub.ready().await;
-    let mine = hub.agent("dmz", "a1").await;
-    let neighbour = hub.agent("dmz", "a2").await;
-    let abroad = hub.agent("shop", "a1").await;
+    let mut mine = hub.agent("dmz", "a1").await;
+    let mut neighbour = hub.agent("dmz", "a2").await;
+    let mut abroad = hub.agent("shop", "a1").await;
     let mut live = mine.subscribe("sally.live.dmz.a1").await;
     let mut beside = neighbour.subscribe("sally.live.dmz.a2").await;
     let mut other = abroad.subscribe("sally.live.shop.a1").await;
@@ -265,10 +273,10 @@ async fn a_direct_dispatch_without_its_agent_is_refused_at_once() {
 #[tokio::test]
 async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
     let hub = Hub::start().await;
-    let (controller, js) = hub.ready().await;
+    let (mut controller, js) = hub.ready().await;
     let mut agent = hub.agent("dmz", "a1").await;
-    let neighbour = hub.agent("dmz", "a2").await;
-    let abroad = hub.agent("shop", "a1").await;
+    let mut neighbour = hub.agent("dmz", "a2").await;
+    let mut abroad = hub.agent("shop", "a1").await;
     let victims =
         ["sally.task.dmz.a2", "sally.live.dmz.a2", "sally.log.dmz.a2", "_INBOX_ctl.x", "sally.live.shop.a1"];
     let mut own = agent.subscribe("sally.live.dmz.a1").await;
@@ -306,7 +314,7 @@ async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
 #[tokio::test]
 async fn no_header_of_an_agent_acts_on_anything_but_its_own_message() {
     let hub = Hub::start().await;
-    let (controller, js) = hub.ready().await;
+    let (mut controller, js) = hub.ready().await;
     let mut first = hub.agent("dmz", "a1").await;
     let mut evil = hub.agent("dmz", "a2").await;
     let mut live = first.subscribe("sally.live.dmz.a1").await;
@@ -366,7 +374,7 @@ async fn results_are_kept_while_no_controller_is_there() {
 #[tokio::test]
 async fn a_caller_asks_the_controller_and_may_do_nothing_else() {
     let hub = Hub::start().await;
-    let (controller, _js) = hub.ready().await;
+    let (mut controller, _js) = hub.ready().await;
     let mut asked = controller.subscribe("sally.api.>").await;
     let mut ann = hub.user(Role::Caller { name: "ann" }, Some(caller_inbox("ann"))).await;
     let answers = controller.client.clone();
@@ -386,7 +394,7 @@ async fn a_caller_asks_the_controller_and_may_do_nothing_else() {
         ann.refused(Attempt::Publish, subject).await;
     }
     for subject in ["sally.>", "sally.api.>", "_INBOX_cli.>", "_INBOX_cli.bob.>", "_INBOX_ctl.>", ">"] {
-        let _held = ann.subscribe(subject).await;
+        let _held = ann.try_subscribe(subject).await;
         ann.refused(Attempt::Subscribe, subject).await;
     }
     hub.broker.stop().await;
@@ -445,8 +453,8 @@ async fn a_killed_broker_comes_back_on_its_port_and_clients_find_it() {
         |event: &ChildEvent| matches!(event, ChildEvent::Died { how, .. } if how == "killed by SIGKILL");
     assert!(told.iter().any(died), "{told:?}");
     // Subscriptions are there again in both directions, and the streams were kept.
-    controller.client.flush().await.unwrap();
-    agent.client.flush().await.unwrap();
+    controller.settled().await;
+    agent.settled().await;
     js.publish("sally.task.dmz.a1", "two".into()).await.unwrap().await.unwrap();
     assert_eq!(&next(&mut live).await.payload[..], b"two");
     agent.publish("sally.result.dmz.a1", "done").await;
