@@ -26,7 +26,7 @@ report() {
     fi
 }
 
-# JSON is UTF-8; a label or a mount point need not be.
+# JSON is UTF-8; a label or a mount point need not be. Without iconv every byte beyond ASCII becomes `?`.
 valid_utf8() {
     if command -v iconv >/dev/null 2>&1; then
         iconv -c -f UTF-8 -t UTF-8

@@ -180,4 +180,51 @@ mod tests {
         }
         assert_eq!(scanner.push(b"\"} {\"@mask\":\"abcd\"}"), [mask("abcd")]);
     }
+
+    /// What a viewer sees live is what the result says at the end, whatever stands around the events.
+    #[test]
+    fn random_streams_agree_with_the_finished_reading() {
+        use super::super::{Door, read_result};
+        const PIECES: [&str; 12] = [
+            "{\"@mask\":\"one1\"}",
+            "{\"@mask\":\"two\\\"2\"}",
+            "{\"@new\":[{}]}",
+            "{\"a\":{\"@mask\":\"no\"}}",
+            "[1,[2]]",
+            " \n",
+            "\"}{\"",
+            "12 ",
+            "{\"a\":1,\"a\":2}",
+            "{\"@changed\":0}",
+            "oops",
+            "{\"b\":\"\\u007d\"}",
+        ];
+        let mut seed = 11u64;
+        let mut below = move |n: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as usize % n
+        };
+        for _ in 0..20_000 {
+            let text: String = (0..1 + below(6)).map(|_| PIECES[below(PIECES.len())]).collect();
+            let result =
+                read_result(&Door::whole(text.as_bytes()), &Door::default(), &ResultLimits::default());
+            let (events, stopped) = scan(&text, 1 + below(5));
+            let mut masks = Vec::new();
+            for event in &events {
+                if let Event::Mask(value) = event
+                    && !masks.contains(value)
+                {
+                    masks.push(value.clone());
+                }
+            }
+            let unknown = events.iter().filter(|event| **event == Event::Unknown).count() as u64;
+            if result.error.is_none() {
+                assert!(!stopped, "{text}");
+                assert_eq!((&masks, unknown), (&result.masks, result.unknown_events), "{text}");
+            } else {
+                // A lone value too many ends the reading, but not the scan: masks it may still find do no harm.
+                assert!(masks.starts_with(&result.masks) && unknown >= result.unknown_events, "{text}");
+            }
+        }
+    }
 }
