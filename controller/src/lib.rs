@@ -1,3 +1,4 @@
 //! The controller.
 
 pub mod ledger;
+pub mod store;

@@ -88,8 +88,7 @@ mod tests {
 
     #[test]
     fn within_an_attempt_the_better_word_wins_once() {
-        let ladder =
-            [Rank::Open, Rank::Guess, Rank::Unknown, Rank::NotRun, Rank::Interrupted, Rank::Exit];
+        let ladder = [Rank::Open, Rank::Guess, Rank::Unknown, Rank::NotRun, Rank::Interrupted, Rank::Exit];
         for (i, has) in ladder.into_iter().enumerate() {
             for (j, reported) in ladder.into_iter().enumerate() {
                 let expected = if j > i { Verdict::Believed } else { Verdict::Kept };

@@ -166,8 +166,7 @@ impl Ledger {
     pub async fn waiting_counts(&self) -> Result<BTreeMap<(Zone, Agent), u64>> {
         let sql = "SELECT zone, agent, count(*) FROM runs WHERE NOT final AND state IN ('pending', 'dispatched') \
                    AND cancel_requested_ms IS NULL GROUP BY zone, agent";
-        let read =
-            |row: &SqliteRow| Ok(((row::parse(row, 0)?, row::parse(row, 1)?), row::number(row, 2)?));
+        let read = |row: &SqliteRow| Ok(((row::parse(row, 0)?, row::parse(row, 1)?), row::number(row, 2)?));
         Ok(self.all(sql.into(), Args::default(), read).await?.into_iter().collect())
     }
 

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::Row as _;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 
 use sally_common::id::{Digest, JobId};
 use sally_common::wire::api::Offline;

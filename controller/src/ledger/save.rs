@@ -78,7 +78,9 @@ fn pieces(work: &Work<'_>) -> Vec<Piece> {
         out.push(stale(told));
     }
     if !work.stale.is_empty() {
-        let sql = format!("DELETE FROM stale_results WHERE id <= (SELECT max(id) - {STALE_KEPT} FROM stale_results)");
+        let sql = format!(
+            "DELETE FROM stale_results WHERE id <= (SELECT max(id) - {STALE_KEPT} FROM stale_results)"
+        );
         out.push(Piece { sql, args: Args::default() });
     }
     agents(&mut out, work);

@@ -63,7 +63,8 @@ impl<'a> Work<'a> {
                         && matches!(run.state, RunState::Dispatched | RunState::Running)
                         && run.incarnation.is_some_and(|i| i != *incarnation)
                 };
-                let message = "the agent's journal is another one than the one this was sent to; it may have run";
+                let message =
+                    "the agent's journal is another one than the one this was sent to; it may have run";
                 Answer::Changes(self.guess(*limit, lost, RunState::Unknown, "journal-lost", message, *at_ms))
             }
             Command::Unknown { runs, at_ms, reason, message } => {
@@ -370,6 +371,5 @@ impl<'a> Work<'a> {
 
 /// A refusal of what the agent has already taken says nothing about how that ends.
 fn is_no_news(told: &Settlement) -> bool {
-    told.state == RunState::Rejected
-        && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt"))
+    told.state == RunState::Rejected && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt"))
 }

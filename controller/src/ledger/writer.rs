@@ -114,7 +114,10 @@ impl Writer {
         }
     }
 
-    async fn commit(&mut self, commands: &[&Command]) -> Result<Vec<Result<Answer, LedgerError>>, LedgerError> {
+    async fn commit(
+        &mut self,
+        commands: &[&Command],
+    ) -> Result<Vec<Result<Answer, LedgerError>>, LedgerError> {
         let mut work = Work::default();
         let loaded = load(&mut self.db, &mut work, commands).await;
         loaded.map_err(|e| explain(&self.path, &e))?;
