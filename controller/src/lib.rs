@@ -1,4 +1,6 @@
 //! The controller.
 
 pub mod broker;
+pub mod ledger;
+pub mod store;
 pub mod supervise;
