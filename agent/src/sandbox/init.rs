@@ -210,12 +210,11 @@ impl Supervision {
 
     fn obey(&mut self, order: u8) {
         match order {
-            INIT_TERM => {
-                // The stage is the leader of its own session and group; before setsid it has no group yet.
-                if kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM).is_err() {
-                    let _ = kill(self.main, Signal::SIGTERM);
-                }
-            }
+            // The stage is the leader of its own group; before its setsid there is no such group.
+            INIT_TERM => drop(
+                kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM)
+                    .or_else(|_| kill(self.main, Signal::SIGTERM)),
+            ),
             INIT_KILL => {
                 self.reap();
                 self.killing = true;
