@@ -5,6 +5,7 @@
 use super::keeper::Setup;
 use super::layer::{Layer, Layers};
 use super::plan::Limits;
+use super::profile::Profile;
 use super::stage;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
@@ -106,8 +107,9 @@ fn build(
     close_all_but(&[keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]).step("init", "closing descriptors")?;
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
+    let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
     let (out, own_proc) =
-        template::add_attempt(setup.profile, base, defaults.work_bytes, defaults.work_files)?;
+        template::add_attempt(setup.profile, private_root, base, defaults.work_bytes, defaults.work_files)?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().step("init", "blocking SIGCHLD")?;
@@ -208,12 +210,11 @@ impl Supervision {
 
     fn obey(&mut self, order: u8) {
         match order {
-            INIT_TERM => {
-                // The stage is the leader of its own session and group; before setsid it has no group yet.
-                if kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM).is_err() {
-                    let _ = kill(self.main, Signal::SIGTERM);
-                }
-            }
+            // The stage is the leader of its own group; before its setsid there is no such group.
+            INIT_TERM => drop(
+                kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM)
+                    .or_else(|_| kill(self.main, Signal::SIGTERM)),
+            ),
             INIT_KILL => {
                 self.reap();
                 self.killing = true;

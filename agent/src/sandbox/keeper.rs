@@ -332,6 +332,7 @@ fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
             let task_program = open_task_program(setup)?;
             let (uid, gid) = (Uid::from_raw(setup.uid), Gid::from_raw(setup.gid));
             setgroups(&[]).step("uid", "no supplementary groups")?;
+            sys::keep_capabilities_across_uids().step("uid", "keeping capabilities")?;
             setresgid(gid, gid, gid).step("uid", format!("becoming group {gid}"))?;
             setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))?;
             Ok(task_program)

@@ -127,6 +127,7 @@ pub fn missing(layers: &Layers, required: &[Layer]) -> Vec<Layer> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]

@@ -240,6 +240,7 @@ impl Plan {
 
 #[cfg(test)]
 pub(super) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     pub(in crate::sandbox) fn plan() -> Plan {

@@ -81,6 +81,7 @@ impl Policy {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use crate::sandbox::plan::tests::plan;
 

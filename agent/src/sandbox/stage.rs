@@ -146,10 +146,10 @@ impl Stage<'_> {
         fds: StageFds,
     ) -> Result<(BorrowedFd<'static>, BorrowedFd<'static>), StepError> {
         const STEP: &str = "descriptors";
-        let null = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         let stdin = match fds.inputs.stdin {
             Some(stdin) => stdin,
-            None => null.step(STEP, "/dev/null")?,
+            None => open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .step(STEP, "/dev/null")?,
         };
         // Out of the way of the numbers to be filled.
         let sources = [stdin.as_fd(), fds.stdout.as_fd(), fds.stderr.as_fd(), fds.result.as_fd(), keeper]

@@ -220,6 +220,14 @@ pub(super) fn set_capabilities(value: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }
 
+/// Lets the next change of uid leave the capability sets as they are: where uid 0 exists in the user
+/// namespace, leaving it would clear them.
+pub(super) fn keep_capabilities_across_uids() -> nix::Result<()> {
+    /// NO_SETUID_FIXUP.
+    const SECUREBITS: c_long = 0b100;
+    prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0).map(drop)
+}
+
 /// Drops the bounding and ambient sets and locks the bits that would give them back to uid 0.
 pub(super) fn drop_bounding_set() -> nix::Result<()> {
     /// NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked off.

@@ -193,6 +193,7 @@ impl Template<'_> {
 /// the result file, and whether `/proc` is the attempt's own.
 pub(super) fn add_attempt(
     profile: Profile,
+    private_root: bool,
     base: &Path,
     work_bytes: u64,
     work_files: u64,
@@ -212,7 +213,7 @@ pub(super) fn add_attempt(
     }
     attempt_bind(&work.join("tmp"), &base.join("tmp"))?;
     attempt_bind(&work.join("out"), &base.join("out"))?;
-    if profile != Profile::Host {
+    if private_root {
         attempt_bind(&work.join("shared-tmp"), Path::new("/tmp"))?;
         attempt_bind(&work.join("shm"), Path::new("/dev/shm"))?;
     }
