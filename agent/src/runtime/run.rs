@@ -321,9 +321,7 @@ impl Run {
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
         // A keeper that died here shows in its events.
-        if let Err(error) = go.release() {
-            tracing::warn!(run = %self.note.run, %error, "could not release the attempt");
-        }
+        go.release();
         Ok(Live {
             stdout: Outgoing::new("stdout", folder.stdout_path()),
             stderr: Outgoing::new("stderr", folder.stderr_path()),
