@@ -1,6 +1,11 @@
-//! The controller.
+//! The controller: the service, the command line, and the all-in-one.
+//!
+//! Rooms: [`service`] submits, dispatches, records and answers; [`ledger`] speaks to its database and
+//! nothing else; [`store`] keeps files; [`broker`] runs a nats-server of our own; [`supervise`] keeps child
+//! programs running.
 
 pub mod broker;
 pub mod ledger;
+pub mod service;
 pub mod store;
 pub mod supervise;
