@@ -876,3 +876,18 @@ fn slots_run_at_the_same_time_with_a_uid_each() {
         }
     });
 }
+
+#[test]
+fn sally_task_is_there_in_every_profile() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        for profile in Profile::ALL {
+            let bin = host.launcher.box_paths(profile).bin();
+            let mut plan =
+                self::profile(profile, "command -v sally-task; sally-task --help | grep -c launcher");
+            plan.env = vec![("PATH".into(), format!("{}:/usr/bin:/bin", bin.display()))];
+            let expected = format!("{}\n1\n", bin.join("sally-task").display());
+            assert_eq!(host.run(&plan, RunInputs::default()).await.ok(), expected);
+        }
+    });
+}
