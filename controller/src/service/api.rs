@@ -209,7 +209,7 @@ async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Resul
     let row = service.ledger.run(run).await.map_err(internal)?;
     let not_found = || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
     let row = row.ok_or_else(not_found)?;
-    let stream = Stream::of_word(stream).filter(|s| *s != Stream::Result);
+    let stream = stream.parse::<Stream>().ok().filter(|s| *s != Stream::Result);
     let stream = stream.ok_or_else(|| usage("a stream is stdout or stderr".into(), None))?;
     let ended = row.state.is_end();
     let report = if ended { service.ledger.report_of(run).await.map_err(internal)? } else { None };
@@ -246,6 +246,7 @@ async fn cancel(service: &Service, id: &str, hard: bool) -> Result<Cancelled, Ap
     if cancellation.job_ended {
         service.tell_ended(record.clone()).await;
     }
-    let meant = cancellation.tell.len() + cancellation.cancelled.len();
+    let told = cancellation.tell.iter().filter(|r| !r.state.is_end()).count();
+    let meant = told + cancellation.cancelled.len();
     Ok(Cancelled { job: record, runs: meant as u64 })
 }

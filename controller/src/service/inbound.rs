@@ -177,7 +177,7 @@ async fn streams_are_whole(
             Ok(Finished::Whole) => continue,
             Ok(Finished::Missing { wanted }) => wanted,
             // Not what was announced: it was set aside, and is wanted from the start.
-            Err(error) if error.is_mismatch() => 0,
+            Err(StoreError::WrongDigest { .. }) => 0,
             Err(error) => return Err(error.into()),
         };
         whole = false;

@@ -87,7 +87,7 @@ async fn take(service: &Service, message: &async_nats::Message, due: &mut HashMa
         tracing::warn!(%agent, "refused a piece of output: cannot be read");
         return;
     };
-    let Some(stream) = Stream::of_word(&head.stream) else { return };
+    let Ok(stream) = head.stream.parse::<Stream>() else { return };
     if !owns(service, &head.run, &zone, &agent).await {
         tracing::warn!(%agent, run = %head.run, "refused a piece of output: not its run");
         return;

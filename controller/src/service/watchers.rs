@@ -38,12 +38,12 @@ impl Watchers {
     pub fn add(&mut self, job: JobId, inbox: &str, output: bool) {
         let until = Instant::now() + KEEP;
         let all = self.jobs.entry(job).or_default();
-        match all.iter_mut().find(|w| w.inbox == inbox) {
-            Some(watcher) => (watcher.until, watcher.output) = (until, output),
-            None if all.len() < MAX_PER_JOB => all.push(Watcher { inbox: inbox.to_owned(), output, until }),
-            // The caller polls on its keep-alive; it only hears of things later.
-            None => {}
+        if let Some(watcher) = all.iter_mut().find(|w| w.inbox == inbox) {
+            (watcher.until, watcher.output) = (until, output);
+        } else if all.len() < MAX_PER_JOB {
+            all.push(Watcher { inbox: inbox.to_owned(), output, until });
         }
+        // One too many is told nothing; its keep-alives still bring it the job.
     }
 
     /// Forgets those who did not renew.
