@@ -3,7 +3,7 @@
 //! In reading order: [`name`] and [`id`] are the checked values everything else is made of,
 //! [`key`] signs and verifies, [`subject`] builds and reads every subject, [`limit`] holds the
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
-//! may sign what, [`clock`] reads the wall clock.
+//! may sign what, [`nats`] is the broker's side of it, [`clock`] reads the wall clock.
 #![forbid(unsafe_code)]
 
 pub mod clock;
@@ -11,6 +11,7 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod name;
+pub mod nats;
 pub mod selector;
 pub mod subject;
 pub mod trust;
