@@ -1,1 +1,11 @@
-//! The agent.
+//! The agent: pulls tasks into an isolated zone, runs them in a sandbox, reports.
+//!
+//! Rooms: [`config`] is what was configured, checked; [`delivery`] remembers and decides, and starts no
+//! process; [`sandbox`] isolates and knows nothing of the broker; [`script`] is what a script is given and
+//! how it answers; [`runtime`] is the loop that joins them.
+
+pub mod config;
+pub mod delivery;
+pub mod runtime;
+pub mod sandbox;
+pub mod script;

@@ -3,16 +3,20 @@
 //! In reading order: [`name`] and [`id`] are the checked values everything else is made of,
 //! [`key`] signs and verifies, [`subject`] builds and reads every subject, [`limit`] holds the
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
-//! may sign what, [`nats`] is the broker's side of it, [`clock`] reads the wall clock.
+//! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock.
 #![forbid(unsafe_code)]
 
 pub mod clock;
 pub mod id;
+pub mod json;
 pub mod key;
 pub mod limit;
 pub mod name;
 pub mod nats;
+pub mod params;
+pub mod program;
 pub mod selector;
 pub mod subject;
 pub mod trust;
+pub mod variable;
 pub mod wire;

@@ -441,4 +441,51 @@ mod tests {
         let error = connect(&ConnectSettings::new("ht tp:/", &path, "t"), |_| {}).await.err().unwrap();
         assert!(matches!(error, ConnectError::Address { .. }), "{error}");
     }
+
+    /// A broker that greets as an old one does and lets everybody in.
+    async fn old_broker(listener: tokio::net::TcpListener) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let info = r#"INFO {"server_id":"x","version":"2.9.10","host":"h","port":1,"max_payload":1048576,"headers":true,"nonce":"n","proto":1}"#;
+        stream.write_all(format!("{info}\r\n").as_bytes()).await.unwrap();
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {
+            stream.write_all(b"PONG\r\n").await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_broker_too_old_is_refused_or_told_and_the_sentence_says_what_to_install() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.creds");
+        Creds::new("a.b.c".to_owned(), nkeys::KeyPair::new_user()).write(&path).unwrap();
+        for retry in [false, true] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("nats://{}", listener.local_addr().unwrap());
+            let broker = tokio::spawn(old_broker(listener));
+            let mut settings = ConnectSettings::new(url, &path, "t");
+            settings.retry_on_initial_connect = retry;
+            let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+            let connected = connect(&settings, move |event| {
+                let _ = sender.send(event);
+            })
+            .await;
+            let sentence = if retry {
+                let told = async {
+                    loop {
+                        let event = events.recv().await.unwrap();
+                        if matches!(event, ConnectionEvent::ServerTooOld { .. }) {
+                            return event.to_string();
+                        }
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(20), told).await.unwrap()
+            } else {
+                connected.as_ref().err().unwrap().to_string()
+            };
+            assert!(sentence.contains("2.9.10") && sentence.contains("needs 2.10.27"), "{sentence}");
+            assert!(sentence.contains("Debian 13"), "{sentence}");
+            broker.abort();
+        }
+    }
 }

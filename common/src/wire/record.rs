@@ -201,8 +201,8 @@ pub struct Failure {
 /// How far a program is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Done so far.
-    pub done: f64,
+    /// Done so far, in the program's own unit, if it gave a number.
+    pub done: Option<f64>,
     /// Of how much, if known.
     pub total: Option<f64>,
     /// In words.

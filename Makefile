@@ -1,0 +1,56 @@
+# What people type. Every target works from a fresh clone; `make help` lists them.
+
+SHELL := /bin/sh
+CARGO ?= cargo
+# Where cargo builds; the scripts below look there.
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# cargo-nextest when it is installed, and cargo's own test runner when not.
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: help demo test build release bench nats-server tools test-tools fmt lint docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+demo: build nats-server ## three agents on this machine, one script, the answers; stops by itself
+	TARGET_DIR='$(TARGET_DIR)' packaging/demo.sh
+
+test: test-tools nats-server ## the whole test suite
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace
+	$(CARGO) test --workspace --doc
+else
+	$(CARGO) test --workspace
+endif
+
+build: tools ## debug programs in target/debug
+	$(CARGO) build --workspace
+
+release: tools ## optimised programs; the agent static
+	CARGO='$(CARGO)' packaging/build-release.sh
+
+bench: release nats-server ## the benchmark: ratios to the floor, gates nothing
+	$(CARGO) bench --workspace
+
+nats-server: ## a suitable broker into build/, nothing on the system is touched
+	@packaging/get-nats-server.sh
+
+tools: ## says what is missing to build
+	@packaging/check-tools.sh
+
+test-tools: ## says what is missing to test
+	@packaging/check-tools.sh test
+
+fmt: ## formats the code
+	$(CARGO) fmt --all
+
+lint: tools ## format and clippy, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+docs: tools ## API documentation, warnings denied
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --workspace
+
+clean: ## removes what was built, the broker's copy too
+	$(CARGO) clean
+	rm -rf build

@@ -1,0 +1,223 @@
+//! The agent's configuration: one TOML file, checked whole before anything is connected.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sally_common::key::SigningKey;
+use sally_common::name::{Agent, Zone};
+use sally_common::selector::Labels;
+use sally_common::subject::Prefix;
+use sally_common::trust::TrustList;
+use sally_common::wire::order::Profile;
+use serde::Deserialize;
+
+/// Slots when none are configured: scripts mostly wait for something.
+pub const DEFAULT_SLOTS: u16 = 4;
+/// Most slots: each costs a process.
+pub const MAX_SLOTS: u16 = 256;
+/// Seconds between heartbeats when none are configured.
+pub const DEFAULT_HEARTBEAT_S: u32 = 30;
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: String,
+    zone: String,
+    url: String,
+    creds: PathBuf,
+    key: PathBuf,
+    trust: PathBuf,
+    state_dir: PathBuf,
+    #[serde(default)]
+    prefix: Option<String>,
+    #[serde(default)]
+    slots: Option<u16>,
+    #[serde(default)]
+    profiles: Option<Vec<String>>,
+    #[serde(default)]
+    heartbeat_s: Option<u32>,
+    #[serde(default)]
+    launcher_socket: Option<PathBuf>,
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    tls_first: bool,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    script: WrittenScript,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenScript {
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
+/// The configuration as the agent uses it: checked, paths absolute, keys read.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The agent's name.
+    pub name: Agent,
+    /// Its zone.
+    pub zone: Zone,
+    /// The broker.
+    pub url: String,
+    /// The creds file for the broker.
+    pub creds: PathBuf,
+    /// The key that signs what the agent says.
+    pub key: SigningKey,
+    /// Whom the agent believes.
+    pub trust: TrustList,
+    /// Where journal and run folders are.
+    pub state_dir: PathBuf,
+    /// First token of every subject.
+    pub prefix: Prefix,
+    /// Runs at the same time.
+    pub slots: u16,
+    /// Profiles that the policy allows.
+    pub profiles: Vec<Profile>,
+    /// Seconds between heartbeats.
+    pub heartbeat_s: u32,
+    /// The launcher's socket, and whether it was configured. If it was not, the agent starts a launcher itself.
+    pub launcher_socket: PathBuf,
+    /// Whether the launcher is somebody else's to start.
+    pub launcher_is_external: bool,
+    /// Certificates to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// TLS before the broker's greeting.
+    pub tls_first: bool,
+    /// The agent's own labels.
+    pub labels: Labels,
+    /// Environment of every script.
+    pub script_env: BTreeMap<String, String>,
+}
+
+/// What is wrong with the configuration: everything, in one go.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {}", problems.join("; "))]
+pub struct ConfigError {
+    path: String,
+    problems: Vec<String>,
+}
+
+/// Reads and checks a configuration file. Relative paths are relative to the file.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let fail = |problems: Vec<String>| ConfigError { path: path.display().to_string(), problems };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(vec![format!("cannot be read: {e}")]))?;
+    let written: Written = toml::from_str(&text).map_err(|e| fail(vec![e.to_string().trim().to_owned()]))?;
+    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let base = base.parent().unwrap_or(Path::new("/")).to_owned();
+    check(written, &base).map_err(fail)
+}
+
+fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
+
+    let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
+    let zone = Zone::new(&written.zone).map_err(|e| note("zone", e.to_string())).ok();
+    let prefix = Prefix::new(written.prefix.as_deref().unwrap_or("sally"));
+    let prefix = prefix.map_err(|e| note("prefix", e.to_string())).ok();
+    let key = SigningKey::read(&base.join(&written.key)).map_err(|e| note("key", e.to_string())).ok();
+    let trust = read_trust(&base.join(&written.trust)).map_err(|e| note("trust", e)).ok();
+    let profiles = match &written.profiles {
+        None => vec![Profile::Strict],
+        Some(words) => words
+            .iter()
+            .filter_map(|word| word.parse().map_err(|e: String| note("profiles", e)).ok())
+            .collect(),
+    };
+    let slots = written.slots.unwrap_or(DEFAULT_SLOTS);
+    if !(1..=MAX_SLOTS).contains(&slots) {
+        note("slots", format!("{slots} is not between 1 and {MAX_SLOTS}"));
+    }
+    let heartbeat_s = written.heartbeat_s.unwrap_or(DEFAULT_HEARTBEAT_S);
+    if !(1..=3600).contains(&heartbeat_s) {
+        note("heartbeat_s", format!("{heartbeat_s} is not between 1 and 3600 seconds"));
+    }
+    let creds = base.join(&written.creds);
+    if let Err(e) = std::fs::metadata(&creds) {
+        note("creds", format!("cannot read {}: {e}", creds.display()));
+    }
+    let state_dir = base.join(&written.state_dir);
+    let socket = written.launcher_socket.as_ref().map(|p| base.join(p));
+
+    match (name, zone, prefix, key, trust) {
+        (Some(name), Some(zone), Some(prefix), Some(key), Some(trust)) if problems.is_empty() => Ok(Config {
+            name,
+            zone,
+            url: written.url,
+            creds,
+            key,
+            trust,
+            launcher_is_external: socket.is_some(),
+            launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),
+            state_dir,
+            prefix,
+            slots,
+            profiles,
+            heartbeat_s,
+            ca_file: written.ca_file.map(|p| base.join(p)),
+            tls_first: written.tls_first,
+            labels: written.labels,
+            script_env: written.script.env,
+        }),
+        _ => Err(problems),
+    }
+}
+
+fn read_trust(path: &Path) -> Result<TrustList, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    serde_json::from_str(&text).map_err(|e| format!("{} is not a trust list: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+        write("a.creds", "");
+        write("a.seed", &SigningKey::generate().seed());
+        write("trust.json", r#"{"version":1,"expires_ms":1,"threshold":1,"controllers":[],"callers":[]}"#);
+        write("agent.toml", text);
+        load(&dir.path().join("agent.toml")).map_err(|e| e.to_string())
+    }
+
+    const GOOD: &str = r#"
+name = "web-1"
+zone = "dmz"
+url = "nats://127.0.0.1:4222"
+creds = "a.creds"
+key = "a.seed"
+trust = "trust.json"
+state_dir = "state"
+"#;
+
+    #[test]
+    fn a_short_file_has_tight_defaults() {
+        let config = load_text(GOOD).expect("good");
+        assert_eq!(config.profiles, [Profile::Strict]);
+        assert_eq!(config.slots, DEFAULT_SLOTS);
+        assert!(config.state_dir.is_absolute() && !config.launcher_is_external);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let text = GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\"]\n";
+        let error = load_text(&text).expect_err("bad");
+        for part in ["name: ", "key: ", "slots: 0", "no profile \"root\""] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named() {
+        assert!(load_text(&format!("{GOOD}slot = 3\n")).expect_err("bad").contains("slot"));
+    }
+}

@@ -1,0 +1,12 @@
+//! Delivery on the agent's side: what is remembered, what is taken, what is owed.
+//!
+//! - [`journal`]: the agent's durable memory of attempts and of results without a receipt, with
+//!   the incarnation and the counter.
+//! - [`memory`]: the same in memory, so that a decision needs no disk.
+//! - [`admit`]: what to do with a dispatch, a pure decision.
+//!
+//! This room starts no process and knows nothing of sandboxes.
+
+pub mod admit;
+pub mod journal;
+pub mod memory;

@@ -1,0 +1,149 @@
+//! Messages from the controller: checked whole before any of it is used.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use sally_common::clock::now_ms;
+use sally_common::id::{Digest, RunId};
+use sally_common::limit::{LIVE_MESSAGE_MAX, ORDER_MAX};
+use sally_common::wire::command::{Answer, Cancel, Chunk, Dispatch, Receipt, Stored, To};
+use sally_common::wire::order::Order;
+use sally_common::wire::{self, Kind, Refusal};
+
+use super::blob::Piece;
+use super::shared::Shared;
+
+/// A message that was signed by a controller and meant for this agent.
+pub enum Command {
+    /// A dispatch with its order, the order's signatures checked.
+    Dispatch {
+        /// The dispatch.
+        dispatch: Box<Dispatch>,
+        /// The order.
+        order: CheckedOrder,
+    },
+    /// A dispatch whose order must be fetched.
+    OrderMissing(Box<Dispatch>),
+    /// End a run.
+    Cancel(Box<Cancel>),
+    /// Part of a stream is stored.
+    Stored {
+        /// The run.
+        run: RunId,
+        /// The attempt.
+        attempt: u32,
+        /// The stream.
+        stream: String,
+        /// How much.
+        bytes: u64,
+    },
+    /// A result is committed.
+    Receipt {
+        /// The run.
+        run: RunId,
+        /// The attempt.
+        attempt: u32,
+        /// The digest of its body.
+        digest: Digest,
+    },
+    /// The answer to a question.
+    Answer(Box<Answer>),
+    /// A piece of a blob.
+    Chunk {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: Piece,
+    },
+}
+
+/// An order whose signatures and bounds have been checked.
+#[derive(Debug, Clone)]
+pub struct CheckedOrder {
+    /// The order.
+    pub order: Arc<Order>,
+}
+
+impl CheckedOrder {
+    /// Whether this agent is among the order's targets. A selector is satisfied by the agent's own labels only.
+    pub fn is_for(&self, shared: &Shared) -> Result<(), Refusal> {
+        let (me, labels) = (&shared.me, &shared.config.labels);
+        if self.order.targets.matches(&me.zone, &me.agent, labels) { Ok(()) } else { Err(Refusal::NotATarget) }
+    }
+}
+
+/// A chunk's head line and the envelope's overhead beside its payload.
+const HEAD_ROOM: usize = 2 * 1024;
+
+/// Checks and reads a message from the live subject.
+pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, Refusal> {
+    let headers = message.headers.as_ref();
+    let body = &message.payload;
+    let kind = wire::claimed_kind(headers)?;
+    let trust = &shared.config.trust;
+    let now = now_ms();
+    wire::verify(kind, headers, body, LIVE_MESSAGE_MAX + HEAD_ROOM, |key| trust.is_controller(key, now))?;
+    match kind {
+        Kind::Dispatch => {
+            let dispatch: Dispatch = wire::read(body)?;
+            mine(shared, &dispatch.to)?;
+            match &dispatch.order {
+                Some(text) => {
+                    let order = check_order(shared, &dispatch, text.as_bytes())?;
+                    Ok(Command::Dispatch { dispatch: Box::new(dispatch), order })
+                }
+                None if dispatch.order_bytes > ORDER_MAX as u64 => Err(Refusal::TooLarge),
+                None => Ok(Command::OrderMissing(Box::new(dispatch))),
+            }
+        }
+        Kind::Cancel => {
+            let cancel: Cancel = wire::read(body)?;
+            mine(shared, &cancel.to)?;
+            Ok(Command::Cancel(Box::new(cancel)))
+        }
+        Kind::Receipt => {
+            let Receipt { to, run, attempt, stored, .. } = wire::read(body)?;
+            mine(shared, &to)?;
+            Ok(match stored {
+                Stored::Result { digest } => Command::Receipt { run, attempt, digest },
+                Stored::Stream { stream, bytes } => Command::Stored { run, attempt, stream, bytes },
+            })
+        }
+        Kind::Answer => {
+            let answer: Answer = wire::read(body)?;
+            mine(shared, &answer.to)?;
+            Ok(Command::Answer(Box::new(answer)))
+        }
+        Kind::Chunk => {
+            let (head, bytes) = wire::split_head::<Chunk>(body)?;
+            mine(shared, &head.to)?;
+            let piece = Piece { offset: head.offset, total: head.total, bytes: bytes.to_vec() };
+            Ok(Command::Chunk { digest: head.digest, piece })
+        }
+        _ => Err(Refusal::WrongKind),
+    }
+}
+
+/// Whether a command is for this agent. A dispatch for another incarnation is refused later, in words that
+/// the controller gets; everything else for another incarnation is dropped here.
+fn mine(shared: &Shared, to: &To) -> Result<(), Refusal> {
+    let me = &shared.me;
+    if to.zone != me.zone || to.agent != me.agent || to.agent_key != me.agent_key {
+        return Err(Refusal::Misdirected);
+    }
+    Ok(())
+}
+
+/// Checks an order's digest, signatures and bounds.
+pub fn check_order(shared: &Shared, dispatch: &Dispatch, bytes: &[u8]) -> Result<CheckedOrder, Refusal> {
+    if bytes.len() > ORDER_MAX {
+        return Err(Refusal::TooLarge);
+    }
+    if Digest::of(bytes) != dispatch.order_digest {
+        return Err(Refusal::WrongDigest);
+    }
+    shared.config.trust.check_order(bytes, &dispatch.order_signatures, now_ms())?;
+    let order: Order = wire::read(bytes)?;
+    order.check().map_err(|_| Refusal::Malformed)?;
+    Ok(CheckedOrder { order: Arc::new(order) })
+}

@@ -1,0 +1,131 @@
+//! What the agent's loop and its runs share: identity, journal, connection, launcher.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sally_common::clock::now_ms;
+use sally_common::subject::Channel;
+use sally_common::wire::command::To;
+use sally_common::wire::report::From;
+use sally_common::wire::{Envelope, Kind};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::delivery::journal::Journal;
+use crate::sandbox::Launcher;
+
+/// See the module.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// This agent as controllers address it.
+    pub me: To,
+    /// The connection.
+    pub client: async_nats::Client,
+    /// The way to the keepers.
+    pub launcher: Launcher,
+    /// The folder of run folders.
+    pub runs_dir: PathBuf,
+    journal: Mutex<Journal>,
+    clock: Mutex<ControllerClock>,
+    lost: Mutex<BTreeMap<String, u64>>,
+}
+
+/// The last signed controller time and when it was heard, on the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+struct ControllerClock {
+    said_ms: i64,
+    heard: Instant,
+}
+
+impl Shared {
+    /// Joins the parts.
+    pub fn new(config: Config, me: To, client: async_nats::Client, launcher: Launcher, journal: Journal) -> Self {
+        let runs_dir = config.state_dir.join("runs");
+        let clock = ControllerClock { said_ms: i64::MIN / 2, heard: Instant::now() };
+        Shared {
+            config,
+            me,
+            client,
+            launcher,
+            runs_dir,
+            journal: Mutex::new(journal),
+            clock: Mutex::new(clock),
+            lost: Mutex::default(),
+        }
+    }
+
+    /// The journal. Its methods only queue; nobody waits under this lock.
+    pub fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who reports, with the next number.
+    pub fn from(&self) -> From {
+        // The write ahead of the counter is asked for half a step early; nobody needs to wait for it.
+        let (counter, _written) = self.journal().next_counter();
+        From {
+            zone: self.me.zone.clone(),
+            agent: self.me.agent.clone(),
+            incarnation: self.me.incarnation,
+            counter,
+        }
+    }
+
+    /// Signs a report and gives it to the connection. Whether it arrives is learned from the answer, if the
+    /// kind has one; a connection that is away buffers a bounded number and drops what it cannot.
+    pub async fn report<T: Serialize>(&self, channel: Channel, kind: Kind, message: &T) {
+        self.publish(channel, Envelope::seal(kind, &self.config.key, message)).await;
+    }
+
+    /// Publishes an envelope on one of the agent's own subjects.
+    pub async fn publish(&self, channel: Channel, envelope: Envelope) {
+        let subject = self.config.prefix.agent(channel, &self.me.zone, &self.me.agent);
+        let headers = envelope.headers();
+        if let Err(error) = self.client.publish_with_headers(subject, headers, envelope.body.into()).await {
+            tracing::warn!(%error, kind = %kind_word(envelope.kind), "could not publish");
+        }
+    }
+
+    /// Publishes an unsigned piece of a stream.
+    pub async fn publish_piece(&self, body: Vec<u8>) {
+        let subject = self.config.prefix.agent(Channel::Log, &self.me.zone, &self.me.agent);
+        if let Err(error) = self.client.publish(subject, body.into()).await {
+            tracing::warn!(%error, "could not publish a piece of output");
+        }
+    }
+
+    /// Notes a signed controller time.
+    pub fn heard(&self, said_ms: i64) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_ms > clock.said_ms {
+            *clock = ControllerClock { said_ms, heard: Instant::now() };
+        }
+    }
+
+    /// The later of the local clock and the last signed controller time, Unix milliseconds: a clock that
+    /// was set back does not make an expired order good again.
+    pub fn now_ms(&self) -> i64 {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = i64::try_from(clock.heard.elapsed().as_millis()).unwrap_or(i64::MAX);
+        now_ms().max(clock.said_ms.saturating_add(since))
+    }
+
+    /// Counts a loss, by kind. Shown in the heartbeat.
+    pub fn count_loss(&self, kind: &str) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        *lost.entry(kind.to_owned()).or_insert(0) += 1;
+    }
+
+    /// Every loss so far.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn kind_word(kind: Kind) -> &'static str {
+    kind.word()
+}

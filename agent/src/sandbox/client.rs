@@ -1,0 +1,249 @@
+//! The agent's side: asks the launcher for a keeper, gives the keeper plans. Asynchronous, one thread.
+#![forbid(unsafe_code)]
+
+use super::SandboxError;
+use super::folder::{Go, Handover};
+use super::paths::{BOX, BoxPaths};
+use super::plan::Plan;
+use super::profile::Profile;
+use super::wire::{self, Answer, LauncherInfo, PlanFds, Reply, Request, WIRE_VERSION};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+/// How long a keeper or launcher may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection to the launcher, and the keepers it gave. Survives a launcher that is replaced.
+#[derive(Debug)]
+pub struct Launcher {
+    path: PathBuf,
+    /// Taken out while it is asked, so that an answer nobody waited for is never taken for another.
+    socket: Mutex<Option<Packets>>,
+    info: LauncherInfo,
+    keepers: Mutex<HashMap<u16, Keeper>>,
+}
+
+#[derive(Debug)]
+struct Keeper {
+    profile: Profile,
+    socket: Packets,
+}
+
+/// An attempt that a keeper has accepted and prepares.
+#[derive(Debug)]
+pub struct Started {
+    /// Lets the script start.
+    pub go: Go,
+    /// The keeper's process id, for logs.
+    pub keeper_pid: i32,
+    /// The id of the init of the attempt's pid namespace, for logs. 0 if there is none.
+    pub init_pid: i32,
+}
+
+impl Launcher {
+    /// Connects to a launcher's socket and asks who it is.
+    pub async fn connect(path: &Path) -> Result<Launcher, SandboxError> {
+        let socket = Packets::connect(path)?;
+        let info = ask_info(&socket).await?;
+        let socket = Mutex::new(Some(socket));
+        Ok(Launcher { path: path.to_owned(), socket, info, keepers: Mutex::default() })
+    }
+
+    /// What the launcher said about itself when it was connected to.
+    pub fn info(&self) -> &LauncherInfo {
+        &self.info
+    }
+
+    /// Asks the launcher about itself again: which slots are busy, what a sandbox enforces.
+    pub async fn refresh(&self) -> Result<LauncherInfo, SandboxError> {
+        match self.ask_launcher(&Request::Info).await? {
+            (Reply::Info(info), _) => Ok(info),
+            _ => Err(SandboxError::Confused("launcher")),
+        }
+    }
+
+    /// Where things are inside a sandbox of this profile.
+    pub fn box_paths(&self, profile: Profile) -> BoxPaths {
+        self.info.box_paths(profile)
+    }
+
+    /// Gives a plan to the slot's keeper. When this returns, the sandbox is being completed; the script
+    /// waits for [`Go::release`]. From here on the run folder tells everything.
+    ///
+    /// A slot is for one attempt at a time; one that still runs is [`SandboxError::Busy`].
+    pub async fn start(&self, slot: u16, plan: &Plan, handover: Handover) -> Result<Started, SandboxError> {
+        let Handover { fds, go } = handover;
+        let known = self.keepers.lock().await.remove(&slot).filter(|keeper| keeper.profile == plan.profile);
+        if let Some(keeper) = known {
+            match self.hand_over(slot, keeper, plan, &fds).await {
+                // The keeper we knew was replaced meanwhile. Nothing has started: nobody said go.
+                Err(SandboxError::KeeperGone) => {}
+                done => return done.map(|(keeper_pid, init_pid)| Started { go, keeper_pid, init_pid }),
+            }
+        }
+        let keeper = self.open(slot, plan.profile).await?;
+        let (keeper_pid, init_pid) = self.hand_over(slot, keeper, plan, &fds).await?;
+        Ok(Started { go, keeper_pid, init_pid })
+    }
+
+    /// Sends a plan. The keeper is remembered unless its answer did not come.
+    async fn hand_over(
+        &self,
+        slot: u16,
+        keeper: Keeper,
+        plan: &Plan,
+        fds: &PlanFds,
+    ) -> Result<(i32, i32), SandboxError> {
+        let (answer, _) = keeper.socket.ask::<Answer>(plan, &fds.list()).await?;
+        self.keepers.lock().await.insert(slot, keeper);
+        match answer {
+            Answer::Accepted { keeper, init } => Ok((keeper, init)),
+            Answer::Refused(message) => Err(SandboxError::Refused(message)),
+            Answer::Busy => Err(SandboxError::Busy(slot)),
+        }
+    }
+
+    async fn open(&self, slot: u16, profile: Profile) -> Result<Keeper, SandboxError> {
+        let (reply, fds) = self.ask_launcher(&Request::Open { slot, profile }).await?;
+        match (reply, fds.into_iter().next()) {
+            (Reply::Opened, Some(fd)) => Ok(Keeper { profile, socket: Packets::new(fd)? }),
+            (Reply::Busy, _) => Err(SandboxError::Busy(slot)),
+            (Reply::Refused(message), _) => Err(SandboxError::Refused(message)),
+            (Reply::Failed(error), _) => Err(SandboxError::Setup(error)),
+            (Reply::Opened | Reply::Info(_), _) => Err(SandboxError::Confused("launcher")),
+        }
+    }
+
+    /// Asks the launcher; one that was replaced since the last question is connected to again.
+    async fn ask_launcher(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
+        let mut held = self.socket.lock().await;
+        if let Some(socket) = held.take() {
+            match socket.ask::<Reply>(request, &[]).await {
+                Err(SandboxError::KeeperGone) => {}
+                done => {
+                    *held = done.is_ok().then_some(socket);
+                    return done;
+                }
+            }
+        }
+        let socket = Packets::connect(&self.path)?;
+        ask_info(&socket).await?;
+        let reply = socket.ask::<Reply>(request, &[]).await;
+        *held = reply.is_ok().then_some(socket);
+        reply
+    }
+}
+
+/// Asks a launcher who it is and whether it speaks the same version.
+async fn ask_info(socket: &Packets) -> Result<LauncherInfo, SandboxError> {
+    let (reply, _) = socket.ask::<Reply>(&Request::Info, &[]).await?;
+    let Reply::Info(info) = reply else { return Err(SandboxError::Confused("launcher")) };
+    if info.wire != WIRE_VERSION {
+        return Err(SandboxError::Version { theirs: info.wire, ours: WIRE_VERSION });
+    }
+    Ok(info)
+}
+
+impl LauncherInfo {
+    /// Where things are inside a sandbox of this profile.
+    pub fn box_paths(&self, profile: Profile) -> BoxPaths {
+        match profile {
+            Profile::Strict | Profile::Net => BoxPaths::new(BOX),
+            Profile::Host => BoxPaths::new(&self.host_box),
+        }
+    }
+}
+
+/// Starts `program launcher ARGS` (this very program if `None`) as a child, with no input.
+///
+/// When it returns the launcher need not serve yet: [`connect_within`] waits for that.
+pub fn spawn_launcher(program: Option<&Path>, args: &[&str]) -> Result<Child, SandboxError> {
+    let program = match program {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe().map_err(SandboxError::Start)?,
+    };
+    Command::new(program).arg("launcher").args(args).stdin(Stdio::null()).spawn().map_err(SandboxError::Start)
+}
+
+/// Connects to a launcher that may still be starting, for at most `limit`.
+pub async fn connect_within(path: &Path, limit: Duration) -> Result<Launcher, SandboxError> {
+    let until = tokio::time::Instant::now() + limit;
+    loop {
+        match Launcher::connect(path).await {
+            // Its socket appears when it listens; there is nothing else to wait on.
+            Err(SandboxError::Path { .. } | SandboxError::KeeperGone)
+                if tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// A connected SEQPACKET socket that waits without blocking. tokio knows only streams, but waits and calls
+/// are the same; nothing reads or writes it as a stream.
+#[derive(Debug)]
+struct Packets(UnixStream);
+
+impl Packets {
+    fn new(fd: OwnedFd) -> Result<Self, SandboxError> {
+        let socket = StdSocket::from(fd);
+        socket
+            .set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(socket))
+            .map(Packets)
+            .map_err(|e| SandboxError::Io("watch a socket", e))
+    }
+
+    fn connect(path: &Path) -> Result<Self, SandboxError> {
+        let failed = |e: Errno| SandboxError::path("connect to the launcher at", path, e.into());
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(failed)?;
+        let address = UnixAddr::new(path).map_err(failed)?;
+        connect(fd.as_raw_fd(), &address).map_err(failed)?;
+        Packets::new(fd)
+    }
+
+    /// Sends a message and waits for its answer, for a bounded time.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        message: &impl Serialize,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(T, Vec<OwnedFd>), SandboxError> {
+        let talk = async {
+            self.when(Interest::WRITABLE, |fd| wire::send(fd, message, fds, MsgFlags::MSG_DONTWAIT)).await?;
+            self.when(Interest::READABLE, |fd| wire::receive::<T>(fd, MsgFlags::MSG_DONTWAIT)).await
+        };
+        match tokio::time::timeout(ANSWER_LIMIT, talk).await {
+            Err(_) => Err(SandboxError::NoAnswer(ANSWER_LIMIT)),
+            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Ok(None) | Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN)) => {
+                Err(SandboxError::KeeperGone)
+            }
+            Ok(Err(Errno::EMSGSIZE)) => Err(SandboxError::Refused("the plan is larger than 64 KiB".into())),
+            Ok(Err(errno)) => Err(SandboxError::Io("talk to the launcher", errno.into())),
+        }
+    }
+
+    async fn when<T>(
+        &self,
+        interest: Interest,
+        mut call: impl FnMut(BorrowedFd<'_>) -> nix::Result<T>,
+    ) -> nix::Result<T> {
+        let done = self.0.async_io(interest, || call(self.0.as_fd()).map_err(io::Error::from)).await;
+        done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}

@@ -1,0 +1,245 @@
+//! The init of an attempt's pid namespace: prepared before a plan is there, it forks the stage (which
+//! becomes the script), reaps, passes TERM on, ends everything, and reports. It never reads a plan.
+#![forbid(unsafe_code)]
+
+use super::keeper::Setup;
+use super::layer::{Layer, Layers};
+use super::plan::Limits;
+use super::profile::Profile;
+use super::stage;
+use super::step::{Step, StepError};
+use super::sys::{self, Fork};
+use super::template;
+use super::wire::{self, Ended, INIT_KILL, INIT_TERM, Report, Word};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::prctl;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::MsgFlags;
+use nix::sys::time::TimeValLike;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+/// A sandbox that is complete but for what a plan decides, as its keeper holds it.
+pub(super) struct Prepared {
+    /// The init, a child of the keeper. Its death is the death of the whole tree.
+    pub(super) init: Pid,
+    /// To and from init.
+    pub(super) init_socket: OwnedFd,
+    /// To and from the stage. Ends when the stage has become the script, or is dead.
+    pub(super) stage_socket: OwnedFd,
+    /// The folder of the result file.
+    pub(super) out: OwnedFd,
+    /// What holds already.
+    pub(super) layers: Layers,
+}
+
+/// Makes an init with its namespaces and waits until its stage is ready for a plan.
+pub(super) fn prepare(setup: &Setup, base: &Path, lock: &OwnedFd) -> Result<Prepared, StepError> {
+    let (init_socket, init_end) = wire::pair().step("init", "socket pair")?;
+    let (stage_socket, stage_end) = wire::pair().step("init", "socket pair")?;
+    match sys::fork_into(namespaces(setup).bits()).step("namespaces", "new namespaces for the attempt")? {
+        Fork::Child => enter(setup, base, &init_end, &stage_end, lock.as_raw_fd()),
+        Fork::Parent(init) => {
+            drop((init_end, stage_end));
+            match wire::receive::<Word>(stage_socket.as_fd(), MsgFlags::empty()) {
+                Ok(Some((Word::Prepared(layers), fds))) => match fds.into_iter().next() {
+                    Some(out) => Ok(Prepared { init, init_socket, stage_socket, out, layers }),
+                    None => Err(StepError::other("init", "the stage sent no folder")),
+                },
+                Ok(Some((Word::Failed { error, .. }, _))) => Err(error),
+                Ok(_) => Err(StepError::other("init", "the sandbox ended while it was being built")),
+                Err(errno) => Err(StepError::new("init", errno, "waiting for the sandbox")),
+            }
+            .inspect_err(|_| {
+                let _ = kill(init, Signal::SIGKILL);
+                let _ = waitpid(init, None);
+            })
+        }
+    }
+}
+
+/// The namespaces of an attempt; user and network belong to the keeper.
+fn namespaces(setup: &Setup) -> CloneFlags {
+    let mut flags = CloneFlags::empty();
+    for (layer, flag) in [
+        (Layer::Mount, CloneFlags::CLONE_NEWNS),
+        (Layer::Pid, CloneFlags::CLONE_NEWPID),
+        (Layer::Ipc, CloneFlags::CLONE_NEWIPC),
+        (Layer::Uts, CloneFlags::CLONE_NEWUTS),
+    ] {
+        if !setup.broken(layer) {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// The life of an init. It starts as a copy of its keeper and shares no memory with it.
+fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, stage: &OwnedFd, lock: RawFd) -> ! {
+    match build(setup, base, keeper, stage, lock) {
+        Ok((main, signals)) => supervise(main, keeper, &signals),
+        Err(error) => {
+            let word = Word::Failed { error, layers: Layers::new() };
+            let _ = wire::send(stage.as_fd(), &word, &[], MsgFlags::empty());
+            sys::exit_now(1)
+        }
+    }
+}
+
+/// Builds what an attempt has of its own, forks the stage, and drops what init no longer needs.
+fn build(
+    setup: &Setup,
+    base: &Path,
+    keeper: &OwnedFd,
+    stage_end: &OwnedFd,
+    lock: RawFd,
+) -> Result<(Pid, SignalFd), StepError> {
+    // The keeper's death ends this process and with it everything in the pid namespace. If the keeper is
+    // dead already, its socket has ended and `supervise` sees that first.
+    prctl::set_pdeathsig(Signal::SIGKILL).step("init", "asking for the keeper's death signal")?;
+    // The slot's lock stays open here: the slot is busy until the whole tree is dead.
+    close_all_but(&[keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]).step("init", "closing descriptors")?;
+    let _ = prctl::set_name(c"sally-init");
+    let defaults = Limits::default();
+    let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
+    let (out, own_proc) =
+        template::add_attempt(setup.profile, private_root, base, defaults.work_bytes, defaults.work_files)?;
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block().step("init", "blocking SIGCHLD")?;
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(&mask, flags).step("init", "signal descriptor")?;
+    let main = match sys::fork().step("init", "forking the stage")? {
+        Fork::Child => stage::enter(setup, base, stage_end, &out, own_proc),
+        Fork::Parent(main) => main,
+    };
+    // From here init holds no pipe of the script and no way to the keeper but its own socket.
+    close_all_but(&[keeper.as_raw_fd(), signals.as_fd().as_raw_fd(), lock])
+        .step("init", "closing descriptors")?;
+    std::mem::forget(out);
+    sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+    sys::set_capabilities(0).step("init", "dropping capabilities")?;
+    prctl::set_no_new_privs().step("init", "no new privileges")?;
+    prctl::set_dumpable(false).step("init", "closing memory to others")?;
+    Ok((main, signals))
+}
+
+/// Closes every descriptor above 2 that is not in `keep`.
+pub(super) fn close_all_but(keep: &[RawFd]) -> nix::Result<()> {
+    let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep {
+        if fd > first {
+            sys::close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    sys::close_range(first, RawFd::MAX)
+}
+
+/// Reaps until nothing is left, obeying the keeper meanwhile. All clocks are the keeper's.
+fn supervise(main: Pid, keeper: &OwnedFd, signals: &SignalFd) -> ! {
+    let mut state = Supervision { main, ended: None, killing: false, leftovers: 0 };
+    let mut told = false;
+    loop {
+        if state.reap() == Left::Nobody {
+            state.report(keeper);
+            sys::exit_now(0);
+        }
+        if state.ended.is_some() && !told {
+            told = true;
+            let _ = wire::send(keeper.as_fd(), &Word::MainEnded, &[], MsgFlags::empty());
+        }
+        let mut fds =
+            [PollFd::new(keeper.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        while let Ok(Some(_)) = signals.read_signal() {}
+        let mut order = [0u8; 8];
+        match sys::receive(keeper.as_fd(), &mut order, 0, MsgFlags::MSG_DONTWAIT) {
+            Ok((0, _)) => sys::exit_now(1), // The keeper is dead; the kernel ends the rest.
+            Ok(_) => state.obey(order[0]),
+            Err(_) => {}
+        }
+    }
+}
+
+struct Supervision {
+    main: Pid,
+    ended: Option<Ended>,
+    /// Set once everything was told to die: who is reaped from then on is a leftover.
+    killing: bool,
+    leftovers: u32,
+}
+
+#[derive(PartialEq)]
+enum Left {
+    Nobody,
+    Somebody,
+}
+
+impl Supervision {
+    /// Reaps whoever has ended.
+    fn reap(&mut self) -> Left {
+        loop {
+            match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.note(pid, Ended::Exited(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.note(pid, Ended::Signaled(signal as i32)),
+                Ok(WaitStatus::StillAlive) => return Left::Somebody,
+                Ok(_) | Err(Errno::EINTR) => {}
+                // No children: whoever lives in this namespace is a descendant of a child, and orphans
+                // become children. So nobody lives.
+                Err(_) => return Left::Nobody,
+            }
+        }
+    }
+
+    fn note(&mut self, pid: Pid, ended: Ended) {
+        if pid == self.main {
+            self.ended = Some(ended);
+        } else if self.killing {
+            self.leftovers += 1;
+        }
+    }
+
+    fn obey(&mut self, order: u8) {
+        match order {
+            // The stage is the leader of its own group; before its setsid there is no such group.
+            INIT_TERM => drop(
+                kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM)
+                    .or_else(|_| kill(self.main, Signal::SIGTERM)),
+            ),
+            INIT_KILL => {
+                self.reap();
+                self.killing = true;
+                if getpid().as_raw() == 1 {
+                    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+                } else {
+                    // Only with the pid namespace left out for a test: -1 would be the whole host.
+                    let _ = kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGKILL);
+                    let _ = kill(self.main, Signal::SIGKILL);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&self, keeper: &OwnedFd) {
+        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).ok();
+        let cpu = usage.map_or(0, |u| u.user_time().num_microseconds() + u.system_time().num_microseconds());
+        let report = Report {
+            // Nobody is left, so the main process was reaped; it cannot be missing.
+            ended: self.ended.unwrap_or(Ended::Signaled(libc::SIGKILL)),
+            leftovers: self.leftovers,
+            cpu_us: cpu.try_into().unwrap_or_default(),
+            max_rss_kib: usage.map_or(0, |u| u.max_rss()).try_into().unwrap_or_default(),
+        };
+        let _ = wire::send(keeper.as_fd(), &Word::Report(report), &[], MsgFlags::empty());
+    }
+}

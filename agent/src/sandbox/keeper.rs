@@ -1,0 +1,413 @@
+//! The keeper: owns one slot. Forked by the launcher, it builds its user and network namespace and its
+//! root once, keeps a sandbox prepared, and carries out one plan after the other. It outlives the
+//! launcher while an attempt runs.
+#![forbid(unsafe_code)]
+
+use super::attempt;
+use super::init::{self, Prepared};
+use super::layer::Layer;
+use super::plan::Plan;
+use super::profile::{Policy, Profile};
+use super::step::{Step, StepError};
+use super::sys::{self, Fork};
+use super::template::Template;
+use super::verify::NamespaceIds;
+use super::wire::{self, Answer, Mode, Notice, Order, PlanFds};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::socket::MsgFlags;
+use nix::sys::stat::umask;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{
+    Gid, Pid, Uid, getgid, getpid, getppid, getuid, pipe2, read, setgroups, setresgid, setresuid, setsid,
+    write,
+};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What a keeper is made for and from. Everything in it was decided by the launcher.
+pub(super) struct Setup {
+    pub(super) slot: u16,
+    pub(super) profile: Profile,
+    pub(super) mode: Mode,
+    /// The uid and gid of the script; in mode `root` also the kernel's.
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) policy: Policy,
+    pub(super) host_box: PathBuf,
+    /// The program that is `sally-task` inside.
+    pub(super) task_program: PathBuf,
+    /// The slot's lock file: whoever lives in the slot holds it.
+    pub(super) lock: PathBuf,
+    /// The launcher's namespaces.
+    pub(super) host: NamespaceIds,
+    /// The device of the launcher's root file system.
+    pub(super) host_root_device: u64,
+    /// The keeper's own mount namespace, once it has one.
+    pub(super) keeper_mount: u64,
+    /// Layers left out on purpose, for tests.
+    pub(super) broken: Vec<Layer>,
+}
+
+impl Setup {
+    pub(super) fn broken(&self, layer: Layer) -> bool {
+        self.broken.contains(&layer)
+    }
+}
+
+/// How often in a row a sandbox may fail to be built before the keeper gives up.
+const MAX_FAILURES: u32 = 3;
+
+/// A keeper at work. `attempt` drives it through one plan.
+pub(super) struct Keeper {
+    pub(super) setup: Setup,
+    /// `None` once the launcher is gone.
+    pub(super) launcher: Option<OwnedFd>,
+    /// The agent's socket, if it has one.
+    pub(super) client: Option<OwnedFd>,
+    /// End after the attempt.
+    pub(super) stopping: bool,
+    pub(super) lock: OwnedFd,
+    /// The box as attempts see it.
+    base: PathBuf,
+    prepared: Result<Prepared, StepError>,
+    failures: u32,
+}
+
+/// What came from the launcher.
+pub(super) enum FromLauncher {
+    Nothing,
+    /// End; `kill`: with the attempt.
+    Stop {
+        kill: bool,
+    },
+}
+
+/// The life of a keeper. It starts as a copy of the launcher and never returns.
+pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
+    let notify = |notice: &Notice| wire::send(launcher.as_fd(), notice, &[], MsgFlags::empty());
+    let built = build(setup, launcher.as_fd());
+    let (setup, lock, base) = match built {
+        Ok(parts) => parts,
+        Err(error) => {
+            let _ = notify(&Notice::Failed(error));
+            sys::exit_now(1)
+        }
+    };
+    let prepared = init::prepare(&setup, &base, &lock);
+    let notice = match &prepared {
+        Ok(prepared) => Notice::Ready(prepared.layers.clone()),
+        Err(error) => Notice::Failed(error.clone()),
+    };
+    let sent = notify(&notice);
+    if sent.is_err() || prepared.is_err() {
+        sys::exit_now(1);
+    }
+    let launcher = Some(launcher);
+    Keeper { setup, launcher, client: None, stopping: false, lock, base, prepared, failures: 0 }.serve()
+}
+
+impl Keeper {
+    fn serve(mut self) -> ! {
+        loop {
+            if self.prepared.is_err() && !self.stopping {
+                self.renew();
+            }
+            let Some(launcher) = self.launcher.as_ref().filter(|_| !self.stopping) else {
+                sys::exit_now(0); // Idle without a launcher: nobody can reach this slot any more.
+            };
+            let mut fds = vec![PollFd::new(launcher.as_fd(), PollFlags::POLLIN)];
+            if let Ok(prepared) = &self.prepared {
+                fds.push(PollFd::new(prepared.init_socket.as_fd(), PollFlags::POLLIN));
+            }
+            if let Some(client) = &self.client {
+                fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
+            }
+            if poll(&mut fds, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+            let init_ready = self.prepared.is_ok() && ready[1];
+            let client_ready = self.client.is_some() && ready.last() == Some(&true);
+            if ready[0]
+                && let FromLauncher::Stop { .. } = self.hear_launcher()
+            {
+                continue;
+            }
+            if init_ready {
+                self.renew(); // It can only have died.
+            }
+            if client_ready && let Some((plan, bytes, fds)) = self.hear_client(false) {
+                self.run(plan, &bytes, fds);
+            }
+        }
+    }
+
+    fn run(&mut self, plan: Plan, bytes: &[u8], fds: PlanFds) {
+        let _ = self.notify(&Notice::Busy);
+        let prepared = std::mem::replace(&mut self.prepared, Err(StepError::other("init", "in use")));
+        attempt::run(self, &plan, bytes, fds, prepared);
+        if self.launcher.is_some() && !self.stopping {
+            self.renew();
+            let _ = self.notify(&Notice::Idle);
+        }
+    }
+
+    /// Prepares another sandbox in place of one that was used or died.
+    fn renew(&mut self) {
+        if let Ok(dead) = &self.prepared {
+            let _ = kill(dead.init, Signal::SIGKILL);
+            let _ = waitpid(dead.init, None);
+        }
+        self.prepared = init::prepare(&self.setup, &self.base, &self.lock);
+        match &self.prepared {
+            Ok(_) => self.failures = 0,
+            Err(error) => {
+                self.failures += 1;
+                if self.failures == MAX_FAILURES {
+                    let _ = self.notify(&Notice::Failed(error.clone()));
+                    sys::exit_now(1);
+                }
+            }
+        }
+    }
+
+    /// Tells the launcher, if there is one.
+    pub(super) fn notify(&self, notice: &Notice) -> nix::Result<()> {
+        match &self.launcher {
+            Some(launcher) => wire::send(launcher.as_fd(), notice, &[], MsgFlags::MSG_DONTWAIT),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes one message of the launcher, or notes that it is gone.
+    pub(super) fn hear_launcher(&mut self) -> FromLauncher {
+        let Some(launcher) = &self.launcher else { return FromLauncher::Nothing };
+        match wire::receive::<Order>(launcher.as_fd(), MsgFlags::MSG_DONTWAIT) {
+            Ok(Some((Order::Client, fds))) => {
+                self.client = fds.into_iter().next();
+                FromLauncher::Nothing
+            }
+            Ok(Some((Order::Stop { kill }, _))) => {
+                self.stopping = true;
+                FromLauncher::Stop { kill }
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => FromLauncher::Nothing,
+            Ok(None) | Err(_) => {
+                self.launcher = None;
+                FromLauncher::Nothing
+            }
+        }
+    }
+
+    /// Takes one message of the agent and answers it. Returns a plan that may be carried out; when
+    /// `busy`, never.
+    pub(super) fn hear_client(&mut self, busy: bool) -> Option<(Plan, Vec<u8>, PlanFds)> {
+        let client = self.client.as_ref()?;
+        let (bytes, fds) = match wire::receive_bytes(client.as_fd(), MsgFlags::MSG_DONTWAIT) {
+            Ok(Some(message)) => message,
+            Err(Errno::EAGAIN | Errno::EINTR) => return None,
+            Err(Errno::EMSGSIZE) => {
+                self.answer(&Answer::Refused("the plan or its descriptors are too many".into()));
+                return None;
+            }
+            Ok(None) | Err(_) => {
+                self.client = None;
+                return None;
+            }
+        };
+        let plan = match self.examine(&bytes) {
+            Ok(plan) => plan,
+            Err(message) => {
+                self.answer(&Answer::Refused(message));
+                return None;
+            }
+        };
+        if busy {
+            self.answer(&Answer::Busy);
+            return None;
+        }
+        match PlanFds::from_list(fds) {
+            Some(fds) => Some((plan, bytes, fds)),
+            None => {
+                self.answer(&Answer::Refused("the plan came with too few or too many descriptors".into()));
+                None
+            }
+        }
+    }
+
+    fn examine(&self, bytes: &[u8]) -> Result<Plan, String> {
+        let plan = Plan::parse(bytes)?;
+        self.setup.policy.check(&plan)?;
+        if plan.profile != self.setup.profile {
+            return Err(format!("this keeper is made for {}, not for {}", self.setup.profile, plan.profile));
+        }
+        Ok(plan)
+    }
+
+    pub(super) fn answer(&self, answer: &Answer) {
+        if let Some(client) = &self.client {
+            let _ = wire::send(client.as_fd(), answer, &[], MsgFlags::MSG_DONTWAIT);
+        }
+    }
+}
+
+/// Builds all that lives as long as the keeper: lock, session, user and network namespace, uid, root.
+fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, PathBuf), StepError> {
+    let _ = prctl::set_name(c"sally-keeper");
+    init::close_all_but(&[launcher.as_raw_fd()]).step("keeper", "closing descriptors")?;
+    setsid().step("keeper", "setsid")?;
+    SigSet::empty().thread_set_mask().step("keeper", "signal mask")?;
+    sys::ignore_signal(Signal::SIGPIPE).step("keeper", "ignoring SIGPIPE")?;
+    quiet_input_and_output()?;
+    umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let lock = take_slot(&setup.lock)?;
+    let task_program = own_namespaces(&setup)?;
+    setup.keeper_mount = NamespaceIds::own().mount;
+    let template = Template {
+        profile: setup.profile,
+        host_box: &setup.host_box,
+        task_program: task_program.as_fd(),
+        uid: setup.uid,
+        gid: setup.gid,
+        break_root: setup.broken(Layer::Root),
+    };
+    template.enter()?;
+    let base = template.box_path().to_owned();
+    drop(task_program);
+    prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
+    let keep = [launcher.as_raw_fd(), lock.as_raw_fd()];
+    init::close_all_but(&keep).step("keeper", "closing descriptors")?;
+    Ok((setup, lock, base))
+}
+
+/// Standard error stays: it is the launcher's log.
+fn quiet_input_and_output() -> Result<(), StepError> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+        .step("keeper", "/dev/null")?;
+    nix::unistd::dup2_stdin(&null).step("keeper", "standard input")?;
+    nix::unistd::dup2_stdout(&null).step("keeper", "standard output")
+}
+
+/// Waits until nobody else lives in the slot. While it waits, the launcher's death is its own.
+fn take_slot(path: &Path) -> Result<OwnedFd, StepError> {
+    let parent = getppid();
+    prctl::set_pdeathsig(Signal::SIGKILL).step("slot", "asking for the launcher's death signal")?;
+    if getppid() != parent {
+        sys::exit_now(1);
+    }
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let file =
+        open(path, flags, nix::sys::stat::Mode::from_bits_truncate(0o600)).step("slot", path.display())?;
+    while let Err(errno) = sys::lock(file.as_fd()) {
+        if errno != Errno::EINTR {
+            return Err(StepError::new("slot", errno, path.display()));
+        }
+    }
+    prctl::set_pdeathsig(None).step("slot", "no death signal any more")?;
+    Ok(file)
+}
+
+/// Enters an own user namespace with its map, and with it own mount and (for `strict`) network namespaces.
+/// Returns the program that is `sally-task`, opened in between: a bind needs it from the new mount
+/// namespace, and the script's uid may not reach it.
+fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    if setup.profile == Profile::Strict && !setup.broken(Layer::Net) {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    if setup.broken(Layer::User) {
+        unshare(flags).step("user", "new namespaces without a user namespace")?;
+        return open_task_program(setup);
+    }
+    flags |= CloneFlags::CLONE_NEWUSER;
+    match setup.mode {
+        Mode::Root => {
+            map_by_helper(setup, flags)?;
+            let task_program = open_task_program(setup)?;
+            let (uid, gid) = (Uid::from_raw(setup.uid), Gid::from_raw(setup.gid));
+            setgroups(&[]).step("uid", "no supplementary groups")?;
+            sys::keep_capabilities_across_uids().step("uid", "keeping capabilities")?;
+            setresgid(gid, gid, gid).step("uid", format!("becoming group {gid}"))?;
+            setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))?;
+            Ok(task_program)
+        }
+        Mode::User => {
+            let (uid, gid) = (getuid(), getgid());
+            unshare(flags).map_err(explain_user_namespace)?;
+            write_map("setgroups", None, "deny")?;
+            write_map("uid_map", None, &format!("{} {uid} 1", setup.uid))?;
+            write_map("gid_map", None, &format!("{} {gid} 1", setup.gid))?;
+            open_task_program(setup)
+        }
+    }
+}
+
+fn open_task_program(setup: &Setup) -> Result<OwnedFd, StepError> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let path = &setup.task_program;
+    open(path, flags, nix::sys::stat::Mode::empty())
+        .step("root", format!("sally-task from {}", path.display()))
+}
+
+/// Only a process outside the new user namespace may map other ids than its own: a short-lived helper.
+fn map_by_helper(setup: &Setup, flags: CloneFlags) -> Result<(), StepError> {
+    let keeper = getpid();
+    let (wait, signal) = pipe2(OFlag::O_CLOEXEC).step("user", "pipe")?;
+    match sys::fork().step("user", "forking a helper")? {
+        Fork::Child => {
+            drop(signal);
+            let mut byte = [0];
+            let told = read(&wait, &mut byte) == Ok(1);
+            let map = |id: u32| match setup.profile {
+                // The owners of the host's files are to be seen as they are.
+                Profile::Host => format!("0 0 65536\n{id} {id} 1"),
+                Profile::Strict | Profile::Net => format!("{id} {id} 1"),
+            };
+            let written = told
+                && write_map("uid_map", Some(keeper), &map(setup.uid)).is_ok()
+                && write_map("gid_map", Some(keeper), &map(setup.gid)).is_ok();
+            sys::exit_now(if written { 0 } else { 1 })
+        }
+        Fork::Parent(helper) => {
+            let unshared = unshare(flags).map_err(explain_user_namespace);
+            if unshared.is_ok() {
+                write(&signal, b"u").step("user", "telling the helper")?;
+            }
+            drop(signal);
+            let ended = waitpid(helper, None).step("user", "waiting for the helper")?;
+            unshared?;
+            if ended != WaitStatus::Exited(helper, 0) {
+                let message =
+                    format!("uid {} could not be mapped: is the launcher really root here?", setup.uid);
+                return Err(StepError::other("user", message));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn write_map(name: &str, pid: Option<Pid>, text: &str) -> Result<(), StepError> {
+    let process = pid.map_or("self".into(), |pid| pid.to_string());
+    let path = format!("/proc/{process}/{name}");
+    fs::write(&path, text).step("user", path)
+}
+
+fn explain_user_namespace(errno: Errno) -> StepError {
+    let hint = match errno {
+        Errno::ENOSPC => "; raise the sysctl user.max_user_namespaces (0 forbids them)",
+        Errno::EPERM | Errno::EACCES => {
+            "; this host forbids user namespaces: see kernel.unprivileged_userns_clone, \
+             kernel.apparmor_restrict_unprivileged_userns, or the container's settings"
+        }
+        _ => "",
+    };
+    let mut error = StepError::new("user", errno, "new user namespace");
+    error.message.push_str(hint);
+    error
+}

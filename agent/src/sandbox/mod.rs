@@ -1,0 +1,106 @@
+//! Isolation: runs one script at a time in each slot, says what was enforced, and never loses the end.
+//!
+//! This room knows nothing of the broker, of results or of what a script prints. In reading order:
+//!
+//! - `layer`, `profile`, `plan`, `record`, `paths`: what is asked for and what is answered. Pure data.
+//! - `folder`, `client`: the agent's side. Asynchronous, holds no privileges, forks nothing.
+//! - `wire`: the messages between all of them.
+//! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
+//! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
+//! - `verify`: what a sandbox really enforces. `step`: which step failed.
+//! - `sys`: system calls; the only `unsafe` code of the project.
+//!
+//! From `launcher` down every process has one thread and forks without executing anything: a forked copy
+//! may use its heap, and starting another program would cost more than the whole sandbox.
+
+mod attempt;
+mod capture;
+mod client;
+mod folder;
+mod init;
+mod keeper;
+mod launcher;
+mod layer;
+mod paths;
+mod plan;
+mod profile;
+mod program;
+mod record;
+mod stage;
+mod step;
+mod sys;
+mod template;
+mod verify;
+mod wire;
+
+pub use client::{Launcher, Started, connect_within, spawn_launcher};
+pub use folder::{Event, Events, Go, Handover, RunFolder, RunInputs, Script};
+pub use launcher::{LauncherArgs, run as run_launcher};
+pub use layer::{Hold, Layer, Layers, missing as missing_layers};
+pub use paths::{BOX, BoxPaths};
+pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
+pub use profile::{Policy, Profile};
+pub use record::{ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use step::StepError;
+pub use wire::{LauncherInfo, Mode};
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What can go wrong between agent, launcher and keeper. How a script ends is no error: see [`Outcome`].
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A file, folder or socket.
+    #[error("cannot {action} {}: {error}", path.display())]
+    Path {
+        /// What was to be done with it.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// A system call without a path.
+    #[error("cannot {0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// The launcher could not start or go on.
+    #[error("cannot start the launcher: {0}")]
+    Start(#[source] io::Error),
+    /// Another launcher serves the same state folder.
+    #[error("another launcher uses {}; stop it first or give this one another --state", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// The slot still runs an attempt.
+    #[error("slot {0} is busy; wait for its exit record")]
+    Busy(u16),
+    /// Launcher or keeper refused the request; nothing was done.
+    #[error("refused by the launcher: {0}")]
+    Refused(String),
+    /// No keeper could be made for the slot.
+    #[error("no sandbox can be made on this host: {0}")]
+    Setup(#[source] StepError),
+    /// The other end of the connection is gone.
+    #[error("the launcher or keeper has gone away")]
+    KeeperGone,
+    /// No answer in time.
+    #[error("the launcher or keeper did not answer within {} s", .0.as_secs())]
+    NoAnswer(Duration),
+    /// Launcher and agent are of different versions.
+    #[error("the launcher speaks version {theirs}, this agent {ours}; restart the one that is older")]
+    Version {
+        /// The launcher's version of the messages.
+        theirs: u32,
+        /// This program's.
+        ours: u32,
+    },
+    /// An answer that fits no question.
+    #[error("the {0} gave an answer to another question; restart it")]
+    Confused(&'static str),
+}
+
+impl SandboxError {
+    fn path(action: &'static str, path: &Path, error: io::Error) -> Self {
+        Self::Path { action, path: path.to_owned(), error }
+    }
+}

@@ -1,0 +1,308 @@
+//! The plan: everything a keeper is told about one attempt. Pure data with its checks.
+#![forbid(unsafe_code)]
+
+use super::layer::Layer;
+use super::profile::Profile;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+
+/// The version of the plan's form that this program reads and writes.
+pub const PLAN_VERSION: u32 = 1;
+
+/// The largest encoded plan, in bytes: one message on a socket.
+pub const MAX_PLAN_BYTES: usize = 64 * 1024;
+
+/// The search path when a plan's environment has no `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What to run and under which limits. Paths inside come from
+/// [`BoxPaths`](super::paths::BoxPaths); outside paths do not occur.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub v: u32,
+    /// The run's id. For logs and records only.
+    pub run: String,
+    /// The attempt's number. For logs and records only.
+    pub attempt: u32,
+    /// The level of isolation.
+    pub profile: Profile,
+    /// What is executed.
+    pub program: Program,
+    /// For a script the arguments after it; for a command the command and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment, in order; nothing is added to it.
+    pub env: Vec<(String, String)>,
+    /// Time from the start of the program to TERM, in milliseconds.
+    pub timeout_ms: u64,
+    /// Time from TERM to KILL, in milliseconds.
+    pub grace_ms: u64,
+    /// How long processes that outlive the main one may go on, in milliseconds. Not waited when there are none.
+    pub exit_grace_ms: u64,
+    /// How much of everything.
+    pub limits: Limits,
+    /// Layers without which the program must not start.
+    #[serde(default)]
+    pub require: Vec<Layer>,
+}
+
+/// What is executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Program {
+    /// The file that came with the run: by itself (`#!` or ELF), or by an interpreter.
+    Script {
+        /// A path, or a name that is looked up in the plan's `PATH` inside the sandbox. One word.
+        interpreter: Option<String>,
+    },
+    /// `argv[0]`, looked up in the plan's `PATH` inside the sandbox.
+    Command,
+}
+
+/// How much an attempt may use. Bytes unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Kept of standard output; the rest is drained and counted.
+    pub stdout_bytes: u64,
+    /// Kept of standard error; the rest is drained and counted.
+    pub stderr_bytes: u64,
+    /// Kept of descriptor 3, and of the result file.
+    pub result_bytes: u64,
+    /// Work folder, temporary folder and result file together.
+    pub work_bytes: u64,
+    /// Files and directories in them, a number.
+    pub work_files: u64,
+    /// The script and its parameters together.
+    pub script_bytes: u64,
+    /// The largest single file the script may write.
+    pub file_bytes: u64,
+    /// Open descriptors of one process, a number.
+    pub open_files: u64,
+    /// Processes and threads alive at once, a number.
+    pub processes: u64,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+impl Default for Limits {
+    /// What a task gets that asks for nothing.
+    fn default() -> Self {
+        Self {
+            stdout_bytes: 256 * MIB,
+            stderr_bytes: 64 * MIB,
+            result_bytes: MIB,
+            work_bytes: 256 * MIB,
+            work_files: 16 * 1024,
+            script_bytes: 64 * MIB,
+            file_bytes: 256 * MIB,
+            open_files: 1024,
+            processes: 256,
+        }
+    }
+}
+
+impl Limits {
+    /// What a launcher grants at most unless it is told otherwise.
+    pub const CEILING: Limits = Limits {
+        stdout_bytes: 16 * 1024 * MIB,
+        stderr_bytes: 16 * 1024 * MIB,
+        result_bytes: 64 * MIB,
+        work_bytes: 16 * 1024 * MIB,
+        work_files: 1024 * 1024,
+        script_bytes: 256 * MIB,
+        file_bytes: 16 * 1024 * MIB,
+        open_files: 64 * 1024,
+        processes: 16 * 1024,
+    };
+
+    /// Checks every limit against `ceiling`; the message names the first that is larger.
+    pub fn check_within(&self, ceiling: &Limits) -> Result<(), String> {
+        match self.named().into_iter().zip(ceiling.named()).find(|((_, want), (_, most))| want > most) {
+            None => Ok(()),
+            Some(((name, want), (_, most))) => {
+                Err(format!("limit {name} = {want} is more than {most}, the most this launcher allows"))
+            }
+        }
+    }
+
+    fn named(&self) -> [(&'static str, u64); 9] {
+        [
+            ("stdout_bytes", self.stdout_bytes),
+            ("stderr_bytes", self.stderr_bytes),
+            ("result_bytes", self.result_bytes),
+            ("work_bytes", self.work_bytes),
+            ("work_files", self.work_files),
+            ("script_bytes", self.script_bytes),
+            ("file_bytes", self.file_bytes),
+            ("open_files", self.open_files),
+            ("processes", self.processes),
+        ]
+    }
+}
+
+impl Plan {
+    /// Reads a plan from bytes that may be anything, and checks it.
+    pub fn parse(bytes: &[u8]) -> Result<Plan, String> {
+        if bytes.len() > MAX_PLAN_BYTES {
+            return Err(format!("plan of {} bytes is larger than {MAX_PLAN_BYTES}", bytes.len()));
+        }
+        let plan: Plan = serde_json::from_slice(bytes).map_err(|e| format!("plan cannot be read: {e}"))?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// Checks that the plan is well-formed; the message says what is not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.v != PLAN_VERSION {
+            return Err(format!("plan has version {}, this program knows {PLAN_VERSION}", self.v));
+        }
+        if self.program == Program::Command && self.argv.first().is_none_or(String::is_empty) {
+            return Err("plan runs a command but names none".into());
+        }
+        if let Program::Script { interpreter: Some(name) } = &self.program
+            && (name.is_empty() || name.contains('\0'))
+        {
+            return Err("plan has an empty interpreter, or one with a NUL byte".into());
+        }
+        if let Some(at) = self.argv.iter().position(|arg| arg.contains('\0')) {
+            return Err(format!("argument {at} has a NUL byte, which no program can be given"));
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(format!("environment variable {name:?} has a name or value that cannot be set"));
+            }
+        }
+        let mut names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("environment variable {:?} is given twice", pair[0]));
+        }
+        if self.timeout_ms == 0 {
+            return Err("plan has a timeout of 0 ms".into());
+        }
+        for (name, value) in [("work_bytes", self.limits.work_bytes), ("work_files", self.limits.work_files)]
+        {
+            // 0 means "no limit" to tmpfs.
+            if value == 0 {
+                return Err(format!("limit {name} is 0"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the search path for commands: the plan's own `PATH`, or the default.
+    pub fn search_path(&self) -> &str {
+        self.env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value)
+    }
+
+    /// Says in plain lines what the sandbox will do.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let program = match &self.program {
+            Program::Script { interpreter: None } => "the script by itself".to_owned(),
+            Program::Script { interpreter: Some(name) } => format!("the script by {name}"),
+            Program::Command => format!("the command {}", self.argv.first().map_or("", |a| a)),
+        };
+        let network = match self.profile {
+            Profile::Strict => "an own network namespace with no network",
+            Profile::Net | Profile::Host => "the host's network",
+        };
+        let files = match self.profile {
+            Profile::Strict | Profile::Net => "a private read-only root with the host's programs",
+            Profile::Host => "the host's whole file system, read-only",
+        };
+        let lines = [
+            format!("run {program} under profile {}", self.profile),
+            format!("give it {network} and {files}"),
+            format!("send TERM after {} ms, KILL {} ms later", self.timeout_ms, self.grace_ms),
+            format!("kill what is left {} ms after the main process has ended", self.exit_grace_ms),
+            format!(
+                "let it write {} bytes in {} files; keep {} bytes of stdout, {} of stderr, {} of result",
+                self.limits.work_bytes,
+                self.limits.work_files,
+                self.limits.stdout_bytes,
+                self.limits.stderr_bytes,
+                self.limits.result_bytes
+            ),
+        ];
+        for line in lines {
+            let _ = writeln!(text, "{line}");
+        }
+        if !self.require.is_empty() {
+            let names: Vec<_> = self.require.iter().map(|l| l.name()).collect();
+            let _ = writeln!(text, "refuse to start without {}", names.join(", "));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    pub(in crate::sandbox) fn plan() -> Plan {
+        Plan {
+            v: PLAN_VERSION,
+            run: "01j".into(),
+            attempt: 1,
+            profile: Profile::Strict,
+            program: Program::Command,
+            argv: vec!["true".into()],
+            env: vec![("PATH".into(), "/bin".into())],
+            timeout_ms: 1000,
+            grace_ms: 100,
+            exit_grace_ms: 100,
+            limits: Limits::default(),
+            require: vec![],
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Plan), words: &str) {
+        let mut plan = plan();
+        change(&mut plan);
+        let message = plan.check().unwrap_err();
+        assert!(message.contains(words), "{message:?} should contain {words:?}");
+    }
+
+    #[test]
+    fn a_plan_survives_its_encoding() {
+        let bytes = serde_json::to_vec(&plan()).unwrap_or_default();
+        assert_eq!(Plan::parse(&bytes), Ok(plan()));
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_by_name() {
+        refused(|p| p.v = 9, "version 9");
+        refused(|p| p.argv.clear(), "names none");
+        refused(|p| p.argv.push("a\0b".into()), "argument 1");
+        refused(|p| p.program = Program::Script { interpreter: Some(String::new()) }, "interpreter");
+        refused(|p| p.env.push(("A=B".into(), String::new())), "A=B");
+        refused(|p| p.env.push(("PATH".into(), String::new())), "twice");
+        refused(|p| p.timeout_ms = 0, "timeout");
+        refused(|p| p.limits.work_bytes = 0, "work_bytes");
+    }
+
+    #[test]
+    fn bytes_that_are_no_plan_are_an_error() {
+        for bytes in [&b""[..], b"{}", b"[]", b"\xff", b"null", b"{\"v\":1}"] {
+            assert!(Plan::parse(bytes).unwrap_err().contains("cannot be read"));
+        }
+        assert!(Plan::parse(&vec![b' '; MAX_PLAN_BYTES + 1]).unwrap_err().contains("larger"));
+        let unknown =
+            serde_json::to_string(&plan()).unwrap_or_default().replace("\"v\":1", "\"v\":1,\"x\":1");
+        assert!(Plan::parse(unknown.as_bytes()).unwrap_err().contains("unknown field"));
+    }
+
+    #[test]
+    fn the_description_names_what_matters() {
+        let mut plan = plan();
+        plan.require = vec![Layer::Net];
+        let text = plan.describe();
+        for words in ["profile strict", "no network", "TERM after 1000 ms", "without net"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The exit record: what a keeper says about an attempt when it has ended.
+#![forbid(unsafe_code)]
+
+use super::layer::Layers;
+use super::profile::Profile;
+use serde::{Deserialize, Serialize};
+
+/// The version of the record's form.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The largest record, in bytes.
+pub const MAX_RECORD_BYTES: usize = 64 * 1024;
+
+/// One attempt, ended. Written as one line of JSON by one write, so a torn record has no newline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// [`RECORD_VERSION`].
+    pub v: u32,
+    /// The run of the plan.
+    pub run: String,
+    /// The attempt of the plan.
+    pub attempt: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// When the program was executed, Unix time in milliseconds. `None` if it never was.
+    pub started_at_unix_ms: Option<u64>,
+    /// When the main process had ended (or the attempt had failed), Unix time in milliseconds.
+    pub finished_at_unix_ms: u64,
+    /// From start to end by the monotonic clock. 0 if it never started.
+    pub duration_ms: u64,
+    /// Standard output.
+    pub stdout: StreamCount,
+    /// Standard error.
+    pub stderr: StreamCount,
+    /// Descriptor 3.
+    pub result: StreamCount,
+    /// The result file; `None` if the script made none (or something that is no regular file).
+    pub result_file: Option<StreamCount>,
+    /// What it used.
+    pub usage: Usage,
+    /// Processes that were still alive after the grace and were killed. The main process is not counted.
+    pub leftovers: u32,
+    /// The kernel uid it ran as.
+    pub uid: u32,
+    /// The profile of the plan.
+    pub profile: Profile,
+    /// What the sandbox really enforced. Empty if it failed before it could tell.
+    pub layers: Layers,
+}
+
+/// Bytes of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamCount {
+    /// Bytes in the run folder.
+    pub kept: u64,
+    /// Bytes read from the script beyond the limit (or beyond what could be stored) and thrown away.
+    pub dropped: u64,
+    /// Why bytes within the limit could not be stored, if so (a full disk).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What an attempt used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// User and system time of all processes that were waited for, in milliseconds.
+    pub cpu_ms: u64,
+    /// The peak resident size of the largest single process, not of the tree.
+    pub memory_peak_bytes: u64,
+    /// The most processes at one time; unknown without a control group.
+    pub pids_peak: Option<u64>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The main process ended by itself.
+    Exited {
+        /// Its exit code.
+        code: i32,
+    },
+    /// A signal ended the main process, and it was not the keeper's.
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The timeout came first; then the main process ended in one of the two ways.
+    TimedOut {
+        /// Its exit code.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// A cancellation came first. Neither code nor signal: it had not started.
+    Cancelled {
+        /// Its exit code.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
+    /// The command, or the interpreter of the script, does not exist inside the sandbox.
+    NotFound {
+        /// What does not exist, for people.
+        what: String,
+    },
+    /// The program exists and cannot be executed.
+    ExecFailed {
+        /// The kernel's error number.
+        errno: i32,
+        /// The same for people.
+        message: String,
+    },
+    /// The sandbox could not be built, or lacks a layer that the plan requires. Nothing ran.
+    SetupFailed {
+        /// The step that failed; `require` for a missing layer.
+        step: String,
+        /// The kernel's error number, 0 if none.
+        errno: i32,
+        /// The same for people.
+        message: String,
+    },
+    /// The agent never released the attempt (it died or withdrew it). Nothing ran.
+    NotStarted,
+}
+
+impl ExitRecord {
+    /// Encodes the record as its one line.
+    pub fn to_line(&self) -> Vec<u8> {
+        // NOTE: a struct of numbers, strings and maps with string keys always encodes.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+
+    /// Reads a record; `None` if it is not there yet or torn.
+    pub fn from_line(bytes: &[u8]) -> Option<ExitRecord> {
+        serde_json::from_slice(bytes.strip_suffix(b"\n")?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::layer::{Hold, Layer};
+
+    fn record() -> ExitRecord {
+        ExitRecord {
+            v: RECORD_VERSION,
+            run: "01j".into(),
+            attempt: 2,
+            outcome: Outcome::TimedOut { code: None, signal: Some(9) },
+            started_at_unix_ms: Some(1),
+            finished_at_unix_ms: 2,
+            duration_ms: 1,
+            stdout: StreamCount { kept: 1, dropped: 2, error: None },
+            stderr: StreamCount::default(),
+            result: StreamCount::default(),
+            result_file: None,
+            usage: Usage::default(),
+            leftovers: 3,
+            uid: 200_000,
+            profile: Profile::Strict,
+            layers: Layers::from([(Layer::NoNewPrivs, Hold::Enforced)]),
+        }
+    }
+
+    #[test]
+    fn a_record_survives_and_every_torn_one_is_noticed() {
+        let line = record().to_line();
+        assert_eq!(ExitRecord::from_line(&line), Some(record()));
+        for end in 0..line.len() {
+            assert_eq!(ExitRecord::from_line(&line[..end]), None);
+        }
+    }
+
+    #[test]
+    fn the_form_is_pinned() {
+        let line = String::from_utf8(record().to_line()).unwrap_or_default();
+        assert!(line.contains(r#""outcome":{"kind":"timed_out","code":null,"signal":9}"#), "{line}");
+        assert!(line.contains(r#""layers":{"no_new_privs":"enforced"}"#), "{line}");
+    }
+}

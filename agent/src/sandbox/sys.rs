@@ -1,0 +1,293 @@
+//! System calls that neither std nor `nix` offers safely. Thin wrappers, no policy: this is the only
+//! file of the project with `unsafe` in it, and each use argues from the contract of its callee.
+#![expect(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::unistd::Pid;
+use std::ffi::{CStr, c_int, c_long};
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Which side of a fork the caller is on.
+pub(super) enum Fork {
+    /// The caller; the child's id in the caller's pid namespace.
+    Parent(Pid),
+    /// The new process, with a copy of everything.
+    Child,
+}
+
+/// Forks the calling process, which must have one thread.
+pub(super) fn fork() -> nix::Result<Fork> {
+    // SAFETY: fork(2) is unsafe because a child of a threaded process may only use async-signal-safe
+    // functions. The launcher and everything below it never start a thread, so the child's heap and
+    // locks are in a consistent state.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Fork::Parent(child)),
+        nix::unistd::ForkResult::Child => Ok(Fork::Child),
+    }
+}
+
+/// Forks into new namespaces, given as `CLONE_NEW…` flags. The caller must have one thread.
+pub(super) fn fork_into(namespaces: c_int) -> nix::Result<Fork> {
+    /// `struct clone_args` up to the fields of Linux 5.3, its first published size.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+    }
+    let args =
+        CloneArgs { flags: namespaces as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    // SAFETY: without CLONE_VM and with no stack this has fork's semantics: the child runs on a copy of
+    // this stack and address space. `args` outlives the call and its size is passed with it. The caller
+    // has one thread (as in `fork`), so what libc's own fork does more (locks, atfork handlers) is void.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match Errno::result(pid)? {
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(Pid::from_raw(pid as i32))),
+    }
+}
+
+/// Ends the process at once: no destructors, no buffers flushed. What a forked child ends with.
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// What a mount is changed to by [`mount_setattr`].
+#[derive(Clone, Copy)]
+pub(super) struct MountFlags(u64);
+
+impl MountFlags {
+    pub(super) const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
+    pub(super) const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
+    pub(super) const NO_DEV: Self = Self(libc::MOUNT_ATTR_NODEV);
+
+    /// Both sets of flags.
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Sets flags on the mount at `path`, with every mount below it if `recursive`.
+pub(super) fn mount_setattr(path: &CStr, recursive: bool, flags: MountFlags) -> nix::Result<()> {
+    let attr = libc::mount_attr { attr_set: flags.0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let how = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `path` is NUL-terminated and `attr` a live struct of the size that is passed; the kernel
+    // reads both and keeps neither.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            how,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// Closes every descriptor from `first` to `last`, both included.
+///
+/// The caller must not use or drop an owner of one of them afterwards: this is for processes that
+/// go on to `execve` or [`exit_now`] and never unwind.
+pub(super) fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
+    // SAFETY: close_range(2) takes three integers. Owners of the closed descriptors are never dropped,
+    // as the doc comment demands and the callers (`keeper::enter`, `init::enter`, `stage::enter`)
+    // guarantee by not returning.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, first as c_long, last as c_long, 0 as c_long) };
+    Errno::result(rc).map(drop)
+}
+
+/// Makes descriptor `to` a copy of `from`, whatever `to` was before. It stays open until execve or exit.
+pub(super) fn place(
+    from: BorrowedFd<'_>,
+    to: RawFd,
+    close_on_exec: bool,
+) -> nix::Result<BorrowedFd<'static>> {
+    if from.as_raw_fd() == to {
+        // dup3 would refuse and the flag would stay; the caller lifts its sources first (`duplicate_above`).
+        return Err(Errno::EINVAL);
+    }
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: dup3 takes integers; it closes `to` if it was open. The caller is a process on its way to
+    // execve that owns its whole descriptor table (see `close_range`).
+    Errno::result(unsafe { libc::dup3(from.as_raw_fd(), to, flags) })?;
+    // SAFETY: `to` was just opened by dup3, and no owner exists that could close it before the process ends.
+    Ok(unsafe { BorrowedFd::borrow_raw(to) })
+}
+
+/// Duplicates a descriptor to the lowest free number from `lowest` on, close-on-exec.
+pub(super) fn duplicate_above(fd: BorrowedFd<'_>, lowest: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and opens a new descriptor.
+    let new = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) })?;
+    // SAFETY: fcntl has just made this descriptor and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Receives one message with at most `max_fds` descriptors, each close-on-exec from birth.
+///
+/// Returns the number of bytes; 0 is the end of the connection. A message longer than `buffer` or with
+/// more descriptors than fit is an `EMSGSIZE` error (and consumed).
+pub(super) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    max_fds: usize,
+    flags: MsgFlags,
+) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    // SAFETY: CMSG_SPACE only computes a size from an integer.
+    let space = unsafe { libc::CMSG_SPACE((max_fds * size_of::<RawFd>()) as u32) } as usize;
+    let mut control = vec![0u8; space];
+    let mut slices = [IoSliceMut::new(buffer)];
+    let received = recvmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &mut slices,
+        Some(&mut control),
+        flags | MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    let cut = received.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    let bytes = received.bytes;
+    if let Ok(messages) = received.cmsgs() {
+        for message in messages {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel has just installed these descriptors for this message; nothing else
+                // in the process knows their numbers, so this is their only owner.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+    }
+    if cut { Err(Errno::EMSGSIZE) } else { Ok((bytes, fds)) }
+}
+
+/// Accepts a connection on a listening socket; the new descriptor is close-on-exec.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let fd = nix::sys::socket::accept4(listener.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: accept4 has just made this descriptor and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets every signal back to its default and blocks none: the state a program expects to start in.
+pub(super) fn reset_signals() -> nix::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the new action is the default one, so no handler code is installed, and the action it
+        // replaces is not used again: the caller is about to execve.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    SigSet::empty().thread_set_mask()
+}
+
+/// Ignores one signal. Used for SIGPIPE: a reader that went away is an error code, not a death.
+pub(super) fn ignore_signal(signal: Signal) -> nix::Result<()> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: "ignore" installs no handler code.
+    unsafe { sigaction(signal, &ignore) }.map(drop)
+}
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`; version 3 takes two.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAP_VERSION_3: u32 = 0x2008_0522;
+
+/// Sets all three capability sets to `value` in every bit (0 drops all).
+pub(super) fn set_capabilities(value: u32) -> nix::Result<()> {
+    let header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let data = [CapData { effective: value, permitted: value, inheritable: value }; 2];
+    // SAFETY: version 3 reads one header and exactly two data structs, which live through the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// Lets the next change of uid leave the capability sets as they are: where uid 0 exists in the user
+/// namespace, leaving it would clear them.
+pub(super) fn keep_capabilities_across_uids() -> nix::Result<()> {
+    /// NO_SETUID_FIXUP.
+    const SECUREBITS: c_long = 0b100;
+    prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0).map(drop)
+}
+
+/// Drops the bounding and ambient sets and locks the bits that would give them back to uid 0.
+pub(super) fn drop_bounding_set() -> nix::Result<()> {
+    /// NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked off.
+    const SECUREBITS: c_long = 0b1110_1111;
+    prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0)?;
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_long, 0)?;
+    for cap in 0..64 {
+        match prctl(libc::PR_CAPBSET_DROP, cap, 0) {
+            Ok(_) => {}
+            Err(Errno::EINVAL) if cap > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process holds no capability in any of its five sets, as the kernel says.
+pub(super) fn holds_no_capability() -> nix::Result<bool> {
+    let header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 reads the header and writes exactly two data structs.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
+    let sets_empty = data.iter().all(|d| d.effective | d.permitted | d.inheritable == 0);
+    let mut others_empty = true;
+    for cap in 0..64 {
+        match prctl(libc::PR_CAPBSET_READ, cap, 0) {
+            Ok(held) => others_empty &= held == 0,
+            Err(_) => break,
+        }
+        others_empty &= prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET as c_long, cap) == Ok(0);
+    }
+    Ok(sets_empty && others_empty)
+}
+
+/// Tries to take no_new_privs back, which must fail.
+pub(super) fn clear_no_new_privs() -> nix::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 0, 0).map(drop)
+}
+
+fn prctl(option: c_int, a: c_long, b: c_long) -> nix::Result<c_int> {
+    // SAFETY: only called with options whose arguments are integers; the unused ones must be zero.
+    Errno::result(unsafe { libc::prctl(option, a, b, 0 as c_long, 0 as c_long) })
+}
+
+/// Borrows a descriptor by its number; `None` if the number cannot be one.
+pub(super) fn borrow(number: RawFd) -> Option<BorrowedFd<'static>> {
+    // SAFETY: the callers only ask for the flags of the descriptor (`verify`), which is harmless even if
+    // it is not open; -1, the one number a BorrowedFd must not have, is ruled out.
+    (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Takes the exclusive lock of an open file, waiting for it. Forked children hold it too, until the last
+/// of them is dead or one lets go with [`unlock`].
+pub(super) fn lock(file: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: flock takes two integers.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }).map(drop)
+}
+
+/// Lets go of the lock for everyone who shares it.
+pub(super) fn unlock(file: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: flock takes two integers.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+}

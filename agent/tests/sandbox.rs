@@ -1,0 +1,878 @@
+//! The sandbox on this kernel: starts the real launcher, as root and as an ordinary user, and drives it
+//! with the agent's client. Run as root both are tried; else only the second.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sally_agent::sandbox::{
+    Event, Events, ExitRecord, Go, Hold, Launcher, Layer, Limits, Mode, Outcome, PLAN_VERSION, Plan, Profile,
+    Program, RunFolder, RunInputs, SandboxError, Script, Started, connect_within,
+};
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The account of the launcher that is an ordinary user.
+const NOBODY: u32 = 65534;
+
+/// No wait of these tests is longer; all end much sooner unless something is broken.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A launcher with its folders. Dropped, it is ended with everything below it.
+struct Host {
+    mode: Mode,
+    dir: tempfile::TempDir,
+    child: Child,
+    launcher: Launcher,
+    uid_base: u32,
+    runs: AtomicU32,
+}
+
+impl Host {
+    async fn start(mode: Mode, args: &[&str]) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let uid_base = 300_000 + std::process::id() % 10_000 * 100 + NEXT.fetch_add(1, Ordering::Relaxed) * 4;
+        if mode == Mode::User && nix::unistd::geteuid().is_root() {
+            chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let child = spawn(mode, &state, uid_base, args);
+        let launcher = connect_within(&state.join("socket"), LIMIT).await.unwrap();
+        Host { mode, dir, child, launcher, uid_base, runs: AtomicU32::new(0) }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The kernel uid of a script in a slot.
+    fn uid(&self, slot: u16) -> u32 {
+        match self.mode {
+            Mode::Root => self.uid_base + u32::from(slot),
+            Mode::User if nix::unistd::geteuid().is_root() => NOBODY,
+            Mode::User => nix::unistd::geteuid().as_raw(),
+        }
+    }
+
+    /// Gives a plan to a slot without letting it start.
+    async fn begin(&self, slot: u16, plan: &Plan, inputs: RunInputs) -> Result<Running, SandboxError> {
+        let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let dir = self.dir.path().join(format!("run-{number}"));
+        let (folder, handover) = RunFolder::create(&dir, inputs).unwrap();
+        let events = folder.events().unwrap();
+        let Started { go, keeper_pid, init_pid } = self.launcher.start(slot, plan, handover).await?;
+        Ok(Running { folder, events, go: Some(go), keeper: keeper_pid, init: init_pid })
+    }
+
+    /// Runs shell text in slot 0 to its end.
+    async fn sh(&self, text: &str) -> Ended {
+        self.run(&plan(text), RunInputs::default()).await
+    }
+
+    async fn run(&self, plan: &Plan, inputs: RunInputs) -> Ended {
+        let mut running = self.begin(0, plan, inputs).await.unwrap();
+        running.release();
+        running.end().await
+    }
+
+    async fn script(&self, text: &str, change: impl FnOnce(&mut Plan)) -> Ended {
+        let mut plan = plan("");
+        plan.program = Program::Script { interpreter: None };
+        plan.argv.clear();
+        change(&mut plan);
+        let script = Some(Script::Bytes(text.as_bytes().to_vec()));
+        self.run(&plan, RunInputs { script, ..RunInputs::default() }).await
+    }
+}
+
+fn spawn(mode: Mode, state: &Path, uid_base: u32, args: &[&str]) -> Child {
+    let program = env!("CARGO_BIN_EXE_sally-agent");
+    let mut command = if mode == Mode::User && nix::unistd::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        let nobody = NOBODY.to_string();
+        command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups", program]);
+        command
+    } else {
+        Command::new(program)
+    };
+    let (socket, host_box, base) = (state.join("socket"), state.join("box"), uid_base.to_string());
+    command.arg("launcher").arg("--state").arg(state).arg("--socket").arg(socket).arg("--box").arg(host_box);
+    command.args(["--slots", "2", "--uid-base", &base, "--stop-kills"]).args(args);
+    command.stdin(Stdio::null()).spawn().unwrap()
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// An attempt that goes on.
+struct Running {
+    folder: RunFolder,
+    events: Events,
+    go: Option<Go>,
+    keeper: i32,
+    init: i32,
+}
+
+impl Running {
+    fn release(&mut self) {
+        self.go.take().unwrap().release();
+    }
+
+    async fn event(&mut self) -> Event {
+        tokio::time::timeout(LIMIT, self.events.next()).await.expect("an event in time").unwrap()
+    }
+
+    async fn until(&mut self, wanted: Event) {
+        loop {
+            match self.event().await {
+                event if event == wanted => return,
+                event @ (Event::Exited | Event::KeeperGone) => {
+                    panic!("{event:?} before {wanted:?}: {:?}", self.folder.exit_record())
+                }
+                Event::Started | Event::Output => {}
+            }
+        }
+    }
+
+    async fn end(mut self) -> Ended {
+        loop {
+            match self.event().await {
+                Event::Exited => return Ended::read(&self.folder),
+                Event::KeeperGone => panic!("the keeper is gone"),
+                Event::Started | Event::Output => {}
+            }
+        }
+    }
+
+    /// Waits until a file of the run folder has this text in it.
+    async fn said(&mut self, text: &str) {
+        while !fs::read_to_string(self.folder.stdout_path()).unwrap().contains(text) {
+            self.until(Event::Output).await;
+        }
+    }
+
+    /// The host's pid of the script: the first child of init.
+    fn script_pid(&self) -> i32 {
+        children(self.init)[0]
+    }
+}
+
+/// An attempt at its end.
+struct Ended {
+    record: ExitRecord,
+    stdout: String,
+    stderr: String,
+    result: Vec<u8>,
+    result_file: Vec<u8>,
+}
+
+impl Ended {
+    fn read(folder: &RunFolder) -> Ended {
+        let text = |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+        Ended {
+            record: folder.exit_record().unwrap().unwrap(),
+            stdout: text(folder.stdout_path()),
+            stderr: text(folder.stderr_path()),
+            result: fs::read(folder.result_path()).unwrap(),
+            result_file: fs::read(folder.result_file_path()).unwrap(),
+        }
+    }
+
+    /// The script ended with 0; what it printed.
+    fn ok(&self) -> &str {
+        let outcome = &self.record.outcome;
+        assert_eq!(
+            *outcome,
+            Outcome::Exited { code: 0 },
+            "stdout {:?}, stderr {:?}",
+            self.stdout,
+            self.stderr
+        );
+        &self.stdout
+    }
+}
+
+fn plan(shell: &str) -> Plan {
+    Plan {
+        v: PLAN_VERSION,
+        run: "test".into(),
+        attempt: 1,
+        profile: Profile::Strict,
+        program: Program::Command,
+        argv: ["sh", "-c", shell].map(String::from).to_vec(),
+        env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
+        timeout_ms: 15_000,
+        grace_ms: 5_000,
+        exit_grace_ms: 250,
+        limits: Limits::default(),
+        require: vec![],
+    }
+}
+
+fn profile(profile: Profile, shell: &str) -> Plan {
+    Plan { profile, ..plan(shell) }
+}
+
+/// Runs a test in each mode this user can try, each with a launcher of its own.
+fn in_both<F: Future<Output = ()>>(test: impl Fn(Mode) -> F) {
+    let mut modes = vec![Mode::User];
+    if nix::unistd::geteuid().is_root() {
+        modes.push(Mode::Root);
+    } else {
+        skipped_aloud();
+    }
+    for mode in modes {
+        block_on(test(mode));
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a test that is not run must be seen")]
+fn skipped_aloud() {
+    eprintln!("not root: the mode with a uid for each slot is not tried");
+}
+
+fn block_on<F: Future<Output = ()>>(test: F) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Waits, without guessing a time, until something is true.
+async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+    let until = Instant::now() + LIMIT;
+    while !test() {
+        assert!(Instant::now() < until, "not within {LIMIT:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn output_result_and_exit_code_arrive() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let ended = host.sh(r#"echo hi; echo "{\"a\":1}" >&3; echo oops >&2; exit 7"#).await;
+        assert_eq!(ended.record.outcome, Outcome::Exited { code: 7 });
+        assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("hi\n", "oops\n"));
+        assert_eq!(ended.result, b"{\"a\":1}\n");
+        assert_eq!(ended.record.stdout.kept, 3);
+        assert_eq!(ended.record.uid, host.uid(0));
+        assert_eq!(ended.record.leftovers, 0);
+    });
+}
+
+#[test]
+fn scripts_get_arguments_parameters_and_an_exact_environment() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let paths = host.launcher.box_paths(Profile::Strict);
+        let mut plan = plan("");
+        plan.program = Program::Script { interpreter: None };
+        plan.argv = vec!["a b".into(), String::new(), "$(id)".into()];
+        plan.env = vec![("PATH".into(), "/usr/bin:/bin".into()), ("X".into(), "1\n2".into())];
+        let text = format!(
+            "#!/bin/sh\nprintf '<%s>' \"$@\"; echo; env -0 | sort -z | tr '\\0' ';'; echo; pwd; ls -A; \
+             cat {}; stat -c %a {}; [ -w $0 ] && echo writable; echo x > $0",
+            paths.params().display(),
+            paths.params().display(),
+        );
+        let inputs = RunInputs {
+            script: Some(Script::Bytes(text.into_bytes())),
+            params: b"{\"k\":1}".to_vec(),
+            stdin: None,
+        };
+        let ended = host.run(&plan, inputs).await;
+        let work = paths.work();
+        let work = work.display();
+        let expected =
+            format!("<a b><><$(id)>\nPATH=/usr/bin:/bin;PWD={work};X=1\n2;\n{work}\n{{\"k\":1}}600\n");
+        assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+        assert!(ended.stderr.contains("Read-only file system"), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn the_environment_of_execve_is_the_plans() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        // Read by the program itself, not by a shell that adds its own.
+        let mut plan = plan("");
+        plan.argv = vec!["/usr/bin/env".into()];
+        plan.env = vec![("B".into(), "2".into()), ("A".into(), "1".into())];
+        assert_eq!(host.run(&plan, RunInputs::default()).await.ok(), "B=2\nA=1\n");
+    });
+}
+
+#[test]
+fn exactly_four_descriptors_are_open_and_can_be_opened_again() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        for profile in [Profile::Strict, Profile::Host] {
+            let mut plan = self::profile(profile, "");
+            plan.argv = ["ls", "/proc/self/fd"].map(String::from).to_vec();
+            // ls has opened the folder itself as 4.
+            assert_eq!(host.run(&plan, RunInputs::default()).await.ok(), "0\n1\n2\n3\n4\n");
+        }
+        let ended = host.sh("echo out > /dev/stdout; echo err > /dev/stderr; echo 3 > /dev/fd/3; cat").await;
+        assert_eq!((ended.ok(), ended.stderr.as_str()), ("out\n", "err\n"));
+        assert_eq!(ended.result, b"3\n");
+    });
+}
+
+#[test]
+fn standard_input_is_given_or_empty() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        assert_eq!(host.sh("cat; echo end").await.ok(), "end\n");
+        let file = host.dir.path().join("input");
+        fs::write(&file, "given").unwrap();
+        let inputs = RunInputs { stdin: Some(fs::File::open(file).unwrap()), ..RunInputs::default() };
+        assert_eq!(host.run(&plan("cat"), inputs).await.ok(), "given");
+    });
+}
+
+#[test]
+fn the_result_file_is_taken_if_it_is_a_file() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let path = host.launcher.box_paths(Profile::Strict).result_file();
+        let path = path.display();
+        let ended = host.sh(&format!("echo '{{}}' > {path}.new; mv {path}.new {path}")).await;
+        assert_eq!(ended.result_file, b"{}\n");
+        assert_eq!(ended.record.result_file.map(|count| count.kept), Some(3));
+        assert_eq!(host.sh("true").await.record.result_file, None);
+        for trick in [format!("ln -s /etc/passwd {path}"), format!("mkfifo {path}"), format!("mkdir {path}")]
+        {
+            let ended = host.sh(&trick).await;
+            assert_eq!(ended.ok(), "");
+            assert_eq!((ended.record.result_file, ended.result_file.len()), (None, 0), "{trick}");
+        }
+        let mut small = plan(&format!("head -c 1000 /dev/zero > {path}"));
+        small.limits.result_bytes = 10;
+        let count = host.run(&small, RunInputs::default()).await.record.result_file.unwrap();
+        assert_eq!((count.kept, count.dropped), (10, 990));
+    });
+}
+
+#[test]
+fn a_signal_that_ends_the_script_is_told() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        assert_eq!(host.sh("kill -SEGV $$").await.record.outcome, Outcome::Signaled { signal: 11 });
+    });
+}
+
+#[test]
+fn what_cannot_be_executed_says_why() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let not_found = |ended: Ended, words: &str| match ended.record.outcome {
+            Outcome::NotFound { what } => assert!(what.contains(words), "{what}"),
+            other => panic!("{other:?}"),
+        };
+        let mut absent = plan("");
+        absent.argv = vec!["no-such-command".into()];
+        not_found(host.run(&absent, RunInputs::default()).await, "no-such-command");
+        not_found(host.script("#!/no/such/sh\n", |_| {}).await, "interpreter /no/such/sh of the #! line");
+        not_found(host.script("#!/bin/sh\r\necho\r\n", |_| {}).await, "/bin/sh\\r");
+        let other = |plan: &mut Plan| plan.program = Program::Script { interpreter: Some("no-awk".into()) };
+        not_found(host.script("x", other).await, "no-awk");
+        let failed = |ended: Ended, errno: i32| match ended.record.outcome {
+            Outcome::ExecFailed { errno: told, .. } => assert_eq!(told, errno),
+            other => panic!("{other:?}"),
+        };
+        failed(host.script("no first line", |_| {}).await, libc_errno("ENOEXEC"));
+        let mut denied = plan("");
+        denied.argv = vec!["/etc/passwd".into()];
+        failed(host.run(&denied, RunInputs::default()).await, libc_errno("EACCES"));
+        let by_sh = |plan: &mut Plan| plan.program = Program::Script { interpreter: Some("sh".into()) };
+        assert_eq!(host.script("echo by sh", by_sh).await.ok(), "by sh\n");
+    });
+}
+
+fn libc_errno(name: &str) -> i32 {
+    match name {
+        "ENOEXEC" => nix::errno::Errno::ENOEXEC as i32,
+        _ => nix::errno::Errno::EACCES as i32,
+    }
+}
+
+#[test]
+fn a_timeout_is_term_and_then_kill() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan = plan("trap 'echo term; exit 5' TERM; sleep 60 & wait");
+        plan.timeout_ms = 200;
+        let ended = host.run(&plan, RunInputs::default()).await;
+        assert_eq!(ended.record.outcome, Outcome::TimedOut { code: Some(5), signal: None });
+        assert_eq!(ended.stdout, "term\n");
+        assert!((200..2000).contains(&ended.record.duration_ms), "{}", ended.record.duration_ms);
+        let mut deaf = self::plan("trap '' TERM; while :; do sleep 60; done");
+        (deaf.timeout_ms, deaf.grace_ms) = (100, 150);
+        let ended = host.run(&deaf, RunInputs::default()).await;
+        assert_eq!(ended.record.outcome, Outcome::TimedOut { code: None, signal: Some(9) });
+        assert!((250..2000).contains(&ended.record.duration_ms), "{}", ended.record.duration_ms);
+    });
+}
+
+#[test]
+fn a_cancellation_is_soft_and_then_hard() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let plan = plan("trap 'exit 6' TERM; echo up; sleep 60 & wait");
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        running.folder.cancel().unwrap();
+        assert_eq!(running.end().await.record.outcome, Outcome::Cancelled { code: Some(6), signal: None });
+        let plan = self::plan("trap '' TERM; echo up; sleep 60 & wait");
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        running.folder.cancel().unwrap();
+        running.folder.kill().unwrap();
+        assert_eq!(running.end().await.record.outcome, Outcome::Cancelled { code: None, signal: Some(9) });
+        // Before the word to start.
+        let running = host.begin(0, &self::plan("true"), RunInputs::default()).await.unwrap();
+        running.folder.cancel().unwrap();
+        assert_eq!(running.end().await.record.outcome, Outcome::Cancelled { code: None, signal: None });
+    });
+}
+
+#[test]
+fn leftovers_are_killed_counted_and_not_waited_for() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan =
+            plan("(trap '' TERM HUP; setsid sh -c 'trap \"\" TERM; sleep 61; :' &) ; sleep 62 & echo end");
+        plan.exit_grace_ms = 50;
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        running.release();
+        let init = running.init;
+        let ended = running.end().await;
+        assert_eq!(ended.ok(), "end\n");
+        // sh, its sleep, and the other sleep.
+        assert_eq!(ended.record.leftovers, 3, "{:?}", ended.record);
+        assert!(ended.record.duration_ms < 2000);
+        eventually("init is gone", || !alive(init)).await;
+        // A short run waits for nothing, whatever the grace.
+        let mut quick = self::plan("true");
+        quick.exit_grace_ms = 10_000;
+        let begun = Instant::now();
+        assert_eq!(host.run(&quick, RunInputs::default()).await.record.leftovers, 0);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        // Within the grace a child may still finish.
+        let mut late = self::plan("(sleep 0.2; echo late) & echo main");
+        late.exit_grace_ms = 10_000;
+        let ended = host.run(&late, RunInputs::default()).await;
+        assert_eq!((ended.ok(), ended.record.leftovers), ("main\nlate\n", 0));
+    });
+}
+
+#[test]
+fn output_over_the_limit_is_drained_and_counted() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan =
+            plan("head -c 50000000 /dev/zero; head -c 100 /dev/zero >&2; head -c 7 /dev/zero >&3; echo >&2");
+        (plan.limits.stdout_bytes, plan.limits.stderr_bytes, plan.limits.result_bytes) = (1_000_000, 100, 7);
+        let record = host.run(&plan, RunInputs::default()).await.record;
+        assert_eq!(record.outcome, Outcome::Exited { code: 0 });
+        assert_eq!((record.stdout.kept, record.stdout.dropped), (1_000_000, 49_000_000));
+        assert_eq!((record.stderr.kept, record.stderr.dropped), (100, 1));
+        assert_eq!((record.result.kept, record.result.dropped), (7, 0));
+    });
+}
+
+#[test]
+fn without_the_agents_word_nothing_runs() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut running = host.begin(0, &plan("echo ran"), RunInputs::default()).await.unwrap();
+        drop(running.go.take());
+        let ended = running.end().await;
+        assert_eq!(ended.record.outcome, Outcome::NotStarted);
+        assert_eq!((ended.stdout.as_str(), ended.record.started_at_unix_ms), ("", None));
+    });
+}
+
+#[test]
+fn a_keeper_killed_ends_everything_and_is_noticed() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let plan = plan("echo up; setsid sleep 60 & sleep 60");
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        let script = running.script_pid();
+        kill(Pid::from_raw(running.keeper), Signal::SIGKILL).unwrap();
+        while running.event().await != Event::KeeperGone {}
+        assert_eq!(running.folder.exit_record().unwrap(), None);
+        eventually("init and script are dead", || !alive(running.init) && !alive(script)).await;
+        // The slot has another keeper.
+        assert_eq!(host.sh("echo again").await.ok(), "again\n");
+    });
+}
+
+#[test]
+fn a_run_outlives_the_launcher_and_blocks_its_slot() {
+    in_both(async |mode| {
+        let mut host = Host::start(mode, &[]).await;
+        let flag = host.dir.path().join("state/flag");
+        let plan = profile(
+            Profile::Host,
+            &format!("echo up; until [ -e {} ]; do sleep 0.01; done; echo down", flag.display()),
+        );
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        host.child.kill().unwrap();
+        host.child.wait().unwrap();
+        // Another launcher, another agent, the same folder: the slot is busy, its neighbour is not.
+        host.child = spawn(mode, &host.state(), host.uid_base, &[]);
+        host.launcher = connect_within(&host.state().join("socket"), LIMIT).await.unwrap();
+        let adopted = RunFolder::open(running.folder.path()).unwrap();
+        drop(running);
+        let mut events = adopted.events().unwrap();
+        let refused = host.begin(0, &self::plan("true"), RunInputs::default()).await;
+        assert!(matches!(refused, Err(SandboxError::Busy(0))));
+        let mut other = host.begin(1, &self::plan("echo one"), RunInputs::default()).await.unwrap();
+        other.release();
+        assert_eq!(other.end().await.ok(), "one\n");
+        fs::write(&flag, "").unwrap();
+        while tokio::time::timeout(LIMIT, events.next()).await.unwrap().unwrap() != Event::Exited {}
+        assert_eq!(Ended::read(&adopted).ok(), "up\ndown\n");
+        assert_eq!(host.sh("echo free").await.ok(), "free\n");
+    });
+}
+
+#[test]
+fn a_busy_slot_refuses_and_a_restarted_agent_can_cancel() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut running = host.begin(0, &plan("echo up; sleep 60"), RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        let second = host.begin(0, &plan("true"), RunInputs::default()).await;
+        assert!(matches!(second, Err(SandboxError::Busy(0))));
+        assert_eq!(host.launcher.refresh().await.unwrap().busy, [0]);
+        let adopted = RunFolder::open(running.folder.path()).unwrap();
+        drop(running);
+        adopted.kill().unwrap();
+        let mut events = adopted.events().unwrap();
+        while tokio::time::timeout(LIMIT, events.next()).await.unwrap().unwrap() != Event::Exited {}
+        let outcome = adopted.exit_record().unwrap().unwrap().outcome;
+        assert_eq!(outcome, Outcome::Cancelled { code: None, signal: Some(9) });
+        // A folder whose keeper has long gone tells the same.
+        let mut late = RunFolder::open(adopted.path()).unwrap().events().unwrap();
+        assert_eq!(tokio::time::timeout(LIMIT, late.next()).await.unwrap().unwrap(), Event::Exited);
+    });
+}
+
+#[test]
+fn the_report_agrees_with_what_is_seen_from_outside() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        for profile in Profile::ALL {
+            let mut running = host
+                .begin(0, &self::profile(profile, "echo up; sleep 60; :"), RunInputs::default())
+                .await
+                .unwrap();
+            running.release();
+            running.said("up").await;
+            let seen = seen_from_outside(running.script_pid());
+            running.folder.kill().unwrap();
+            let record = running.end().await.record;
+            let shared = profile != Profile::Strict;
+            for (layer, differs) in &seen.namespaces {
+                let expected = if *layer == Layer::Net && shared { Hold::Absent } else { Hold::Enforced };
+                assert_eq!(*differs, expected == Hold::Enforced, "{profile} {layer}");
+                assert_eq!(record.layers[layer], expected, "{profile} {layer}");
+            }
+            for layer in [
+                Layer::NoNewPrivs,
+                Layer::Capabilities,
+                Layer::Rlimits,
+                Layer::ClosedDescriptors,
+                Layer::Environment,
+            ] {
+                assert_eq!(record.layers[&layer], Hold::Enforced, "{profile} {layer}");
+            }
+            for layer in [Layer::Seccomp, Layer::Landlock, Layer::Cgroup] {
+                assert_eq!(record.layers[&layer], Hold::Absent);
+            }
+            let root = if profile == Profile::Host { Hold::Degraded } else { Hold::Enforced };
+            assert_eq!(record.layers[&Layer::Root], root);
+            let uid = if mode == Mode::Root { Hold::Enforced } else { Hold::Absent };
+            assert_eq!(record.layers[&Layer::Uid], uid);
+            let zero = "0000000000000000";
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(seen.status[set], zero, "{profile} {set}");
+            }
+            assert_eq!(seen.status["NoNewPrivs"], "1");
+            let uid = host.uid(0).to_string();
+            assert_eq!(seen.status["Uid"].split_whitespace().collect::<Vec<_>>(), vec![uid; 4]);
+            assert_eq!(seen.descriptors, 4, "{profile}");
+        }
+    });
+}
+
+struct Seen {
+    namespaces: Vec<(Layer, bool)>,
+    status: BTreeMap<String, String>,
+    descriptors: usize,
+}
+
+fn seen_from_outside(pid: i32) -> Seen {
+    let differs = |name: &str| {
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{name}")).unwrap();
+        of(&pid.to_string()) != of("self")
+    };
+    let names = [
+        (Layer::User, "user"),
+        (Layer::Mount, "mnt"),
+        (Layer::Pid, "pid"),
+        (Layer::Net, "net"),
+        (Layer::Ipc, "ipc"),
+        (Layer::Uts, "uts"),
+    ];
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let status = status.lines().filter_map(|line| line.split_once(':'));
+    Seen {
+        namespaces: names.map(|(layer, name)| (layer, differs(name))).to_vec(),
+        status: status.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect(),
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
+    }
+}
+
+#[test]
+fn a_layer_left_out_shows_in_the_report() {
+    in_both(async |mode| {
+        for layer in Layer::ALL {
+            let expected = match (layer, mode) {
+                (Layer::Seccomp | Layer::Landlock | Layer::Cgroup, _) | (Layer::Uid, _) => continue,
+                // Without it an ordinary user has no other either.
+                (Layer::User, Mode::User) => continue,
+                (Layer::Mount | Layer::Root, _) => Hold::Degraded,
+                _ => Hold::Absent,
+            };
+            let host = Host::start(mode, &["--break", layer.name()]).await;
+            let record = host.sh("true").await.record;
+            assert_eq!(record.outcome, Outcome::Exited { code: 0 }, "{layer}: {record:?}");
+            assert_eq!(record.layers[&layer], expected, "{layer}: {:?}", record.layers);
+            let mut demanding = plan("true");
+            demanding.require = vec![layer];
+            let record = host.run(&demanding, RunInputs::default()).await.record;
+            let Outcome::SetupFailed { step, message, .. } = record.outcome else { panic!("{record:?}") };
+            assert_eq!(step, "require");
+            assert!(message.contains(layer.name()), "{message}");
+            assert_eq!(record.started_at_unix_ms, None);
+        }
+    });
+}
+
+#[test]
+fn what_is_missing_on_every_host_today_cannot_be_required() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut demanding = plan("true");
+        demanding.require = vec![Layer::Net, Layer::Seccomp];
+        let outcome = host.run(&demanding, RunInputs::default()).await.record.outcome;
+        let Outcome::SetupFailed { message, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(message.contains("seccomp") && !message.contains("net,"), "{message}");
+        demanding.require = vec![Layer::Net, Layer::Root];
+        host.run(&demanding, RunInputs::default()).await.ok();
+    });
+}
+
+#[test]
+fn strict_has_no_network_and_nothing_of_the_host() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connect = format!("bash -c 'exec 5<>/dev/tcp/127.0.0.1/{port}' 2>&1 && echo connected");
+        assert!(!host.sh(&connect).await.stdout.contains("connected"));
+        let net = host.run(&profile(Profile::Net, &connect), RunInputs::default()).await;
+        assert_eq!(net.ok(), "connected\n");
+        let look = "ls /; echo; cat /etc/shadow /proc/1/environ 2>&1 | head -c 300; ls /root /home /work /tmp /sys 2>&1";
+        let ended = host.sh(look).await;
+        let (root, rest) = ended.stdout.split_once("\n\n").unwrap();
+        let wanted = ["bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "tmp", "usr", "var"];
+        assert!(root.lines().all(|name| wanted.contains(&name) || name.starts_with("lib")), "{root}");
+        assert!(rest.contains("No such file") && !rest.contains("root:"), "{rest}");
+        let writes = "for f in /x /usr/x /etc/x /run/sally/box/x /run/sally/box/in/x /dev/x /proc/sys/kernel/hostname; do \
+             echo x 2>/dev/null > $f && echo $f; done; \
+             for d in $HOME $PWD /tmp /dev/shm; do echo x > $d/x || echo not $d; done; ls /tmp";
+        let mut plan = plan(writes);
+        let work = host.launcher.box_paths(Profile::Strict).work().display().to_string();
+        plan.env.push(("HOME".into(), work));
+        assert_eq!(host.run(&plan, RunInputs::default()).await.stdout, "x\n");
+        // Nothing of that is left for the next attempt.
+        assert_eq!(host.sh("ls -A /tmp /dev/shm .").await.ok(), ".:\n\n/dev/shm:\n\n/tmp:\n");
+    });
+}
+
+#[test]
+fn host_sees_the_host_and_cannot_write_it() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let file = host.dir.path().join("open-to-all");
+        fs::write(&file, "from outside").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        let folder = host.state();
+        let me = std::process::id();
+        let text = format!(
+            "cat {file}; echo; cat /proc/{me}/comm; hostname; echo x > {file} || echo refused; \
+             touch {folder}/new || echo refused; kill -0 {me} || echo unreachable; \
+             echo ok > here && cat here; pwd",
+            file = file.display(),
+            folder = folder.display(),
+        );
+        let ended = host.run(&profile(Profile::Host, &text), RunInputs::default()).await;
+        let name = nix::unistd::gethostname().unwrap();
+        let comm = fs::read_to_string("/proc/self/comm").unwrap();
+        let work = host.launcher.box_paths(Profile::Host).work();
+        let expected = format!(
+            "from outside\n{comm}{}\nrefused\nrefused\nunreachable\nok\n{}\n",
+            name.to_string_lossy(),
+            work.display()
+        );
+        assert_eq!(ended.ok(), expected, "{}", ended.stderr);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "from outside");
+        if mode == Mode::Root {
+            let owner =
+                host.run(&profile(Profile::Host, "stat -c %u /etc/passwd"), RunInputs::default()).await;
+            assert_eq!(owner.ok(), "0\n");
+        }
+    });
+}
+
+#[test]
+fn limits_hold() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan =
+            plan("head -c 3000000 /dev/zero > big; stat -c %s big; ulimit -n; ulimit -c; ulimit -f");
+        plan.limits.work_bytes = 1024 * 1024;
+        plan.limits.open_files = 77;
+        plan.limits.file_bytes = 4096 * 1024;
+        let ended = host.run(&plan, RunInputs::default()).await;
+        assert_eq!(ended.ok(), "1048576\n77\n0\n8192\n");
+        let mut forks = self::plan("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 9 & done; echo done");
+        forks.limits.processes = 8;
+        let ended = host.run(&forks, RunInputs::default()).await;
+        assert!(ended.stderr.contains("fork"), "{:?} {}", ended.record, ended.stderr);
+        let mut large = self::plan("true");
+        large.limits.script_bytes = 10;
+        let inputs = RunInputs { params: b"{\"longer\": true}".to_vec(), ..RunInputs::default() };
+        let outcome = host.run(&large, inputs).await.record.outcome;
+        assert!(matches!(outcome, Outcome::SetupFailed { ref step, .. } if step == "box"), "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_plan_outside_the_policy_is_refused() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &["--max-profile", "net", "--max-timeout", "60"]).await;
+        let refused = |result: Result<Running, SandboxError>, words: &str| match result {
+            Err(SandboxError::Refused(message)) => assert!(message.contains(words), "{message}"),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("accepted, not refused: {words}"),
+        };
+        refused(host.begin(0, &profile(Profile::Host, "true"), RunInputs::default()).await, "wider");
+        refused(host.begin(7, &plan("true"), RunInputs::default()).await, "no slot 7");
+        let mut long = plan("true");
+        long.timeout_ms = 60_001;
+        refused(host.begin(0, &long, RunInputs::default()).await, "timeout");
+        let mut strange = plan("true");
+        strange.v = 2;
+        refused(host.begin(0, &strange, RunInputs::default()).await, "version 2");
+        let mut huge = plan("true");
+        huge.argv.push("x".repeat(70_000));
+        refused(host.begin(0, &huge, RunInputs::default()).await, "64 KiB");
+        assert_eq!(host.sh("echo still here").await.ok(), "still here\n");
+    });
+}
+
+#[test]
+fn the_end_of_the_launcher_leaves_nothing() {
+    in_both(async |mode| {
+        let mut host = Host::start(mode, &[]).await;
+        let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+        let before = mounts();
+        let mut running =
+            host.begin(0, &plan("echo up; setsid sleep 60 & sleep 60"), RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        let launcher = host.child.id() as i32;
+        let mut all = vec![launcher];
+        let mut at = 0;
+        while at < all.len() {
+            all.extend(children(all[at]));
+            at += 1;
+        }
+        // The launcher, two keepers, two inits, a waiting stage, and the script with its two sleeps.
+        assert!(all.len() >= 9, "{all:?}");
+        kill(Pid::from_raw(launcher), Signal::SIGTERM).unwrap();
+        host.child.wait().unwrap();
+        let record = running.end().await.record;
+        assert_eq!(record.outcome, Outcome::Cancelled { code: None, signal: Some(9) });
+        eventually("all processes are gone", || all.iter().all(|pid| !alive(*pid))).await;
+        assert_eq!(mounts(), before);
+        let left: Vec<_> = fs::read_dir(host.state()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(
+            left.iter().all(|name| name == "box" || name.to_string_lossy().ends_with(".lock")),
+            "{left:?}"
+        );
+        assert_eq!(fs::read_dir(host.state().join("box")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn two_launchers_do_not_share_a_state_folder() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut second = spawn(mode, &host.state(), host.uid_base, &[]);
+        assert!(!second.wait().unwrap().success());
+        host.sh("true").await.ok();
+    });
+}
+
+#[test]
+fn slots_run_at_the_same_time_with_a_uid_each() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut both = Vec::new();
+        for slot in [0, 1] {
+            let mut running =
+                host.begin(slot, &plan("echo up; id -u; sleep 60"), RunInputs::default()).await.unwrap();
+            running.release();
+            running.said(&format!("{}\n", host.uid(slot))).await;
+            both.push(running);
+        }
+        for running in both {
+            running.folder.kill().unwrap();
+            running.end().await;
+        }
+    });
+}
