@@ -5,6 +5,9 @@
 //! programs running.
 
 pub mod broker;
+pub mod cli;
+pub mod client;
+pub mod context;
 pub mod ledger;
 pub mod service;
 pub mod store;

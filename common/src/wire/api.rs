@@ -158,6 +158,25 @@ pub enum Call {
     Hello,
 }
 
+impl Call {
+    /// The call's word: its subject is `<prefix>.api.<verb>`, its tag in the body the same.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Call::Blob { .. } => "blob",
+            Call::Submit(_) => "submit",
+            Call::Resolve { .. } => "resolve",
+            Call::Job { .. } => "job",
+            Call::Runs { .. } => "runs",
+            Call::Jobs { .. } => "jobs",
+            Call::Log { .. } => "log",
+            Call::Cancel { .. } => "cancel",
+            Call::Watch { .. } => "watch",
+            Call::Agents => "agents",
+            Call::Hello => "hello",
+        }
+    }
+}
+
 /// A submission.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Submit {
@@ -335,4 +354,29 @@ pub enum Change {
         /// The job.
         job: Box<JobRecord>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verb_is_the_tag() {
+        let job = JobId::generate(1);
+        for call in [
+            Call::Blob { digest: Digest::of(b""), offset: 0, total: 0 },
+            Call::Resolve { targets: Targets::default() },
+            Call::Job { id: "latest".into() },
+            Call::Runs { job: job.clone(), from: 0, content: false, states: vec![] },
+            Call::Jobs { before: None, limit: 1 },
+            Call::Log { run: job.run(0), stream: "stdout".into(), offset: 0 },
+            Call::Cancel { id: "latest".into(), hard: false },
+            Call::Watch { job, inbox: "x".into(), output: false },
+            Call::Agents,
+            Call::Hello,
+        ] {
+            let json = serde_json::to_value(&call).expect("a call is JSON");
+            assert_eq!(json["call"], call.verb());
+        }
+    }
 }

@@ -1,0 +1,188 @@
+//! Everything that people type and read.
+//!
+//! In reading order: this file has the commands and hands each to its file; [`args`] are the flags that
+//! commands share; [`task`] turns flags into an order and refuses bad input before anything is sent;
+//! [`run`] submits and waits, with [`follow`] for what happens meanwhile, [`live`] for output as it comes
+//! and [`finish`] for the end; [`job`], [`agent`] and [`context`] are the other nouns. Then what they print
+//! with: [`format`], [`fold`], [`table`], [`text`], [`out`]; [`exit`] are the exit codes and [`error`] is
+//! the one place where an error becomes words.
+//!
+//! No other room prints. What is shown is made by functions that return text; [`out`] writes it.
+
+mod agent;
+mod args;
+mod context;
+mod duration;
+pub mod error;
+pub mod exit;
+mod finish;
+mod fold;
+mod follow;
+mod format;
+mod job;
+mod live;
+mod logs;
+mod out;
+mod run;
+mod table;
+mod task;
+mod text;
+mod version;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::client::Client;
+use crate::context::{Context, Store};
+pub use error::CliError;
+pub use exit::Exit;
+
+/// Run scripts inside isolated network zones, over connections that only ever go out.
+///
+/// Start with `sally up`: it prints what to try next. Then, for example:
+///
+///   sally exec --all -- uname -a
+///   sally run ./inventory.sh --all --profile host -o json
+#[derive(Debug, Parser)]
+#[command(name = "sally", version, max_term_width = 100, verbatim_doc_comment)]
+pub struct Cli {
+    /// The context to use: a name (see `sally context ls`) or the path of a context file
+    #[arg(long, global = true, env = "SALLY_CONTEXT", value_name = "NAME|PATH")]
+    pub context: Option<String>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start broker, controller and local agents on this host, in the foreground
+    Up(UpArgs),
+    /// Run the controller service
+    Serve(ServeArgs),
+    /// Run a script or a binary on agents and wait for the answers
+    Run(run::RunArgs),
+    /// Run one command on agents and wait for the answers
+    Exec(run::ExecArgs),
+    /// Look at jobs, follow them, cancel them
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Look at agents
+    #[command(subcommand)]
+    Agent(agent::AgentCommand),
+    /// Choose which controller commands speak to
+    #[command(subcommand)]
+    Context(context::ContextCommand),
+    /// Print a completion script for a shell
+    ///
+    /// For example: sally completion bash > ~/.local/share/bash-completion/completions/sally
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version of this program
+    Version(version::VersionArgs),
+}
+
+/// Start broker, controller and local agents.
+///
+/// Prints `ready` on stdout when it serves. Ctrl-C ends all that it started.
+///
+///   sally up --dir ./try --agents 3
+#[derive(Debug, Clone, Args)]
+#[command(verbatim_doc_comment)]
+pub struct UpArgs {
+    /// Where everything is kept [default: this user's data folder]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// How many agents to start
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub agents: u32,
+    /// The agents' zone
+    #[arg(long, value_name = "ZONE", default_value = "local")]
+    pub zone: sally_common::name::Zone,
+    /// The nats-server program [default: the project's own copy, or the one on PATH]
+    #[arg(long, value_name = "PROGRAM", env = "SALLY_NATS_SERVER")]
+    pub nats_server: Option<PathBuf>,
+}
+
+/// Run the controller service.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The service's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// The commands that are no caller's: the program that has them fills them in.
+pub trait Services {
+    /// `sally up`.
+    fn up(&self, args: UpArgs) -> impl Future<Output = Result<(), CliError>>;
+    /// `sally serve`.
+    fn serve(&self, args: ServeArgs) -> impl Future<Output = Result<(), CliError>>;
+}
+
+/// Reads the command line, does what it says, and returns the exit code. Errors are printed here and
+/// nowhere else.
+pub async fn main(arguments: Vec<OsString>, services: &impl Services) -> u8 {
+    let json = error::wants_json(&arguments);
+    let result = match Cli::try_parse_from(arguments) {
+        Ok(cli) => dispatch(cli, services).await,
+        Err(usage) => error::of_clap(&usage),
+    };
+    match result {
+        Ok(exit) => exit.code(),
+        Err(error) => error::report(&error, json).code(),
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`CliError`], which has the words and the exit code.
+pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliError> {
+    let session = Session { context: cli.context };
+    match cli.command {
+        Command::Up(args) => services.up(args).await.map(|()| Exit::Success),
+        Command::Serve(args) => services.serve(args).await.map(|()| Exit::Success),
+        Command::Run(args) => run::run(&session, args).await,
+        Command::Exec(args) => run::exec(&session, args).await,
+        Command::Job(command) => job::job(&session, command).await,
+        Command::Agent(command) => agent::agent(&session, command).await,
+        Command::Context(command) => context::context(&session, command),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sally", &mut script);
+            out::data(&script)?;
+            Ok(Exit::Success)
+        }
+        Command::Version(args) => version::version(&args),
+    }
+}
+
+/// What every command of a caller needs.
+struct Session {
+    context: Option<String>,
+}
+
+impl Session {
+    fn context(&self) -> Result<Context, CliError> {
+        let asked = self.context.as_deref();
+        let path = match (asked, Store::of_user()) {
+            (Some(text), Err(_)) => PathBuf::from(text),
+            (_, store) => store?.find(asked)?,
+        };
+        Ok(Context::read(&path)?)
+    }
+
+    async fn connect(&self) -> Result<Client, CliError> {
+        Ok(Client::connect(&self.context()?).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

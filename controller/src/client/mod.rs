@@ -1,0 +1,298 @@
+//! The caller's side of the controller's API: signed requests, verified replies, events.
+//!
+//! In reading order: this file connects and calls; [`parts`] joins a reply that came in pieces;
+//! [`mailbox`] hands each reply to the call that waits for it; [`submit`] signs an order, sends what it
+//! names and submits it; [`watch`] follows a job through restarts of broker and controller.
+//!
+//! This room prints nothing and knows no flags. What the broker brings is believed only when a controller
+//! that the context pins has signed it.
+
+mod mailbox;
+mod parts;
+mod submit;
+mod watch;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sally_common::clock::now_ms;
+use sally_common::id::{Nonce, RequestId};
+use sally_common::key::{PublicKey, SigningKey};
+use sally_common::limit;
+use sally_common::name::User;
+use sally_common::nats::connect::{self, ConnectError, ConnectSettings, ConnectionEvent};
+use sally_common::subject::Prefix;
+use sally_common::wire::api::{ApiError, Call, Reply, ReplyOutcome, Request};
+use sally_common::wire::{self, Envelope, Kind};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::context::Context;
+use mailbox::Mailbox;
+use parts::Assembly;
+
+pub use submit::{SubmitOptions, sign_order};
+pub use watch::{Item, Watch};
+
+/// How long a call waits for its reply.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection to the broker.
+    #[error("cannot reach the broker at {url}: {cause}")]
+    Broker {
+        /// The broker's address.
+        url: String,
+        /// What went wrong, for people.
+        cause: String,
+    },
+    /// The broker is there, the controller is not.
+    #[error("no controller answers on the broker at {url}{detail}")]
+    NoController {
+        /// The broker's address.
+        url: String,
+        /// What else is known, with its own separator.
+        detail: String,
+    },
+    /// Answers came, and none was signed by a controller that the context pins.
+    #[error("what answers on the broker at {url} is not the controller of this context: {cause}")]
+    NotTrusted {
+        /// The broker's address.
+        url: String,
+        /// Why the last answer was not believed.
+        cause: String,
+    },
+    /// A submission without an answer: it may or may not have been accepted.
+    #[error("no answer to the submission, so the job may have been accepted or not ({cause})")]
+    Uncertain {
+        /// The caller's id of the submission.
+        request_id: RequestId,
+        /// Why there is no answer.
+        cause: String,
+    },
+    /// The controller answered with an error.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The request is larger than a message may be.
+    #[error("the request has {bytes} bytes, the limit is {max}: shorten its parameters and arguments")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    Key(#[from] sally_common::key::KeyError),
+    /// The broker's credentials cannot be used.
+    #[error("{0}")]
+    Creds(String),
+    /// An answer was signed and yet of another shape.
+    #[error("the controller's answer to \"{verb}\" cannot be read ({cause}): are both of the same version?")]
+    Shape {
+        /// The call.
+        verb: &'static str,
+        /// What was wrong.
+        cause: String,
+    },
+    /// A blob did not arrive whole.
+    #[error("the controller did not store the program: {0}")]
+    Upload(String),
+}
+
+impl ClientError {
+    /// Whether trying again later may help: broker or controller are out of reach.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Broker { .. } | Self::NoController { .. } | Self::NotTrusted { .. })
+    }
+}
+
+/// A connection to a controller. Clones share it.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    nats: async_nats::Client,
+    url: String,
+    prefix: Prefix,
+    user: User,
+    key: SigningKey,
+    controllers: Vec<PublicKey>,
+    mailbox: Mailbox,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Client {
+    /// Connects to the context's broker. Waits at most five seconds.
+    ///
+    /// # Errors
+    /// An unreadable key or creds file, or no broker at the address.
+    pub async fn connect(context: &Context) -> Result<Self, ClientError> {
+        let key = SigningKey::read(&context.signing_key)?;
+        let url = context.url.clone();
+        let mut settings = ConnectSettings::new(&url, &context.creds, format!("sally {}", context.user));
+        settings.inbox_prefix = Some(context.inbox.clone());
+        settings.ca_file = context.ca_file.clone();
+        settings.tls_first = context.tls_first;
+        let trouble: Arc<Mutex<Option<String>>> = Arc::default();
+        let heard = trouble.clone();
+        let connecting = connect::connect(&settings, move |event| note(&heard, &event));
+        let nats = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(Ok(nats)) => nats,
+            Ok(Err(ConnectError::Creds(error))) => return Err(ClientError::Creds(error.to_string())),
+            Ok(Err(error)) => return Err(ClientError::Broker { url, cause: error.to_string() }),
+            Err(_) => return Err(ClientError::Broker { url, cause: "no answer within 5 s".to_owned() }),
+        };
+        let base = format!("{}.{}", context.inbox, Nonce::generate());
+        let mailbox = Mailbox::open(&nats, base)
+            .await
+            .map_err(|error| ClientError::Broker { url: url.clone(), cause: error.to_string() })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                nats,
+                url,
+                prefix: context.prefix.clone(),
+                user: context.user.clone(),
+                key,
+                controllers: context.controllers.clone(),
+                mailbox,
+                trouble,
+            }),
+        })
+    }
+
+    /// The caller's name.
+    pub fn user(&self) -> &User {
+        &self.inner.user
+    }
+
+    /// Asks the controller and waits for its answer, ten seconds at most.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the controller's own errors are [`ClientError::Api`].
+    pub async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
+        self.call_with(call, None, CALL_TIMEOUT).await
+    }
+
+    /// The same with bytes that follow the request, and another patience.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_with<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        payload: Option<&[u8]>,
+        timeout: Duration,
+    ) -> Result<T, ClientError> {
+        let verb = call.verb();
+        let nonce = Nonce::generate();
+        let request = Request { v: wire::VERSION, at_ms: now_ms(), nonce, call };
+        let body = match payload {
+            Some(bytes) => wire::join_head(&request, bytes),
+            None => wire::to_bytes(&request),
+        };
+        if body.len() > limit::API_MESSAGE_MAX {
+            return Err(ClientError::TooLarge { bytes: body.len(), max: limit::API_MESSAGE_MAX });
+        }
+        let envelope = Envelope::seal_bytes(Kind::Request, &self.inner.key, body);
+        let reply = self.exchange(verb, envelope, nonce, timeout).await?;
+        match reply.outcome {
+            ReplyOutcome::Ok(answer) => serde_json::from_str(answer.get())
+                .map_err(|error| ClientError::Shape { verb, cause: error.to_string() }),
+            ReplyOutcome::Error(error) => Err(ClientError::Api(error)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        verb: &'static str,
+        envelope: Envelope,
+        nonce: Nonce,
+        timeout: Duration,
+    ) -> Result<Reply, ClientError> {
+        let inner = &self.inner;
+        let deadline = Instant::now() + timeout;
+        let mut slot = inner.mailbox.slot();
+        let headers = envelope.headers();
+        let sent = inner.nats.publish_with_reply_and_headers(
+            inner.prefix.api(verb),
+            slot.subject().to_owned(),
+            headers,
+            envelope.body.into(),
+        );
+        match tokio::time::timeout_at(deadline, sent).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.broker_gone(&error.to_string())),
+            Err(_) => return Err(self.broker_gone("the connection takes no message")),
+        }
+        let mut assembly = Assembly::default();
+        let mut doubt: Option<String> = None;
+        loop {
+            let message = match tokio::time::timeout_at(deadline, slot.next()).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Err(self.broker_gone("the connection was closed")),
+                Err(_) => return Err(self.no_answer(timeout, doubt)),
+            };
+            if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
+                return Err(self.no_controller(String::new()));
+            }
+            let Some((headers, body)) = assembly.push(message.headers, message.payload) else { continue };
+            // A stranger's answer is passed over: the true one may still come.
+            match self.believe(headers.as_ref(), &body, nonce) {
+                Ok(reply) => return Ok(reply),
+                Err(cause) => doubt = Some(cause),
+            }
+        }
+    }
+
+    fn believe(
+        &self,
+        headers: Option<&async_nats::HeaderMap>,
+        body: &[u8],
+        nonce: Nonce,
+    ) -> Result<Reply, String> {
+        let trusted = |key: &PublicKey| self.inner.controllers.contains(key);
+        wire::verify(Kind::Reply, headers, body, limit::API_REPLY_MAX, trusted).map_err(|e| e.to_string())?;
+        let reply: Reply = wire::read(body).map_err(|e| e.to_string())?;
+        if reply.nonce == nonce { Ok(reply) } else { Err("it answers another request".to_owned()) }
+    }
+
+    fn no_answer(&self, timeout: Duration, doubt: Option<String>) -> ClientError {
+        if let Some(cause) = doubt {
+            return ClientError::NotTrusted { url: self.inner.url.clone(), cause };
+        }
+        let heard = self.inner.trouble.lock().ok().and_then(|t| t.clone());
+        let state = self.inner.nats.connection_state();
+        if state != async_nats::connection::State::Connected {
+            return self.broker_gone("the connection is lost and does not come back");
+        }
+        let because = heard.map(|h| format!(": {h}")).unwrap_or_default();
+        self.no_controller(format!(" within {} s{because}", timeout.as_secs()))
+    }
+
+    fn no_controller(&self, detail: String) -> ClientError {
+        ClientError::NoController { url: self.inner.url.clone(), detail }
+    }
+
+    fn broker_gone(&self, cause: &str) -> ClientError {
+        ClientError::Broker { url: self.inner.url.clone(), cause: cause.to_owned() }
+    }
+}
+
+/// Keeps what the broker refused, for the error of the call that then has no answer.
+fn note(heard: &Mutex<Option<String>>, event: &ConnectionEvent) {
+    let Ok(mut heard) = heard.lock() else { return };
+    match event {
+        ConnectionEvent::Connected => *heard = None,
+        ConnectionEvent::Refused { .. } | ConnectionEvent::Unauthorized { .. } => {
+            *heard = Some(event.to_string());
+        }
+        _ => {}
+    }
+}
