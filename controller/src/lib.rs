@@ -5,10 +5,11 @@
 //! programs running.
 
 pub mod broker;
-pub mod cli;
 pub mod client;
 pub mod context;
 pub mod ledger;
+pub mod serve;
 pub mod service;
 pub mod store;
 pub mod supervise;
+pub mod up;
