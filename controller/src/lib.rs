@@ -5,6 +5,7 @@
 //! programs running.
 
 pub mod broker;
+pub mod cli;
 pub mod client;
 pub mod context;
 pub mod ledger;

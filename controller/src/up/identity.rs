@@ -110,7 +110,8 @@ pub fn write_agent(
     // Beside the configuration, so that the folder can be carried elsewhere as it is.
     let copy = |from: &Path, name: &str| {
         let to = dir.join(name);
-        let bytes = fs::read(from).map_err(|source| IdentityError::Write { path: from.to_owned(), source })?;
+        let bytes =
+            fs::read(from).map_err(|source| IdentityError::Write { path: from.to_owned(), source })?;
         write_private(&to, &bytes).map_err(IdentityError::from)
     };
     copy(creds, "agent.creds")?;

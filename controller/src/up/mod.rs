@@ -196,8 +196,14 @@ impl Up {
         {
             let role = Role::Agent { zone: settings.zone.as_str(), agent: name.as_str() };
             let creds = state.issue(&trust, role, now)?;
-            let shape =
-                AgentShape { zone: &settings.zone, name, url: &url, slots, heartbeat_s: HEARTBEAT_S, launcher };
+            let shape = AgentShape {
+                zone: &settings.zone,
+                name,
+                url: &url,
+                slots,
+                heartbeat_s: HEARTBEAT_S,
+                launcher,
+            };
             files.push(identity::write_agent(state, &shape, &creds, &trust_list)?);
         }
         write_enrolled(state, &files)?;
@@ -206,8 +212,10 @@ impl Up {
 
         let children = Children { state, guard };
         let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("sally"));
-        let serve = children.start("serve", &own, &["serve".into(), "--config".into(), serve_config.into()]).await?;
-        let mut up = Up { broker, serve, launchers: Vec::new(), agents: Vec::new(), context, log: state.log() };
+        let serve =
+            children.start("serve", &own, &["serve".into(), "--config".into(), serve_config.into()]).await?;
+        let mut up =
+            Up { broker, serve, launchers: Vec::new(), agents: Vec::new(), context, log: state.log() };
         for (n, files) in files.iter().filter(|f| f.socket.is_some()).enumerate() {
             let started = children.start_agent(program, files, n, slots).await;
             match started {
@@ -281,12 +289,18 @@ struct Children<'a> {
 }
 
 impl Children<'_> {
-    async fn start(&self, name: &str, program: &Path, args: &[std::ffi::OsString]) -> Result<Supervisor, UpError> {
+    async fn start(
+        &self,
+        name: &str,
+        program: &Path,
+        args: &[std::ffi::OsString],
+    ) -> Result<Supervisor, UpError> {
         let pid_file = self.state.run().join(format!("{name}.pid"));
         leftover::end(&pid_file, STOP_LIMIT).await.map_err(UpError::Leftover)?;
         let mut spec = ChildSpec::new(name, program);
         spec.args = args.to_vec();
-        spec.output = Output::Log { path: self.state.log().join(format!("{name}.log")), max_bytes: LOG_BYTES };
+        spec.output =
+            Output::Log { path: self.state.log().join(format!("{name}.log")), max_bytes: LOG_BYTES };
         spec.pid_file = Some(pid_file);
         spec.guard.clone_from(&self.guard);
         spec.stop_limit = STOP_LIMIT;
