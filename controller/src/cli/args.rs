@@ -249,4 +249,19 @@ mod tests {
         assert!(targets(&[&word]).is_err_and(|e| e.message.contains("names no agent")));
         assert!(targets(&["@/no/such"]).is_err_and(|e| e.message.contains("/no/such")));
     }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        wait: WaitArgs,
+    }
+
+    #[test]
+    fn lines_for_people_are_no_records() {
+        let check = |line: &str| <Line as clap::Parser>::parse_from(line.split(' ')).wait.check();
+        assert!(check("x --stream").is_ok());
+        assert!(check("x --stream -o wide").is_ok());
+        assert!(check("x -o json").is_ok());
+        assert!(check("x --stream -o json").is_err_and(|e| e.exit.code() == 2));
+    }
 }

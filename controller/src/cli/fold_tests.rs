@@ -96,7 +96,8 @@ fn a_cut_and_bytes_that_are_no_text_are_marked() {
 fn a_bad_result_says_so() {
     let mut run = said(0, RunState::Failed, "", None);
     run.result_state = Some(ResultState::Invalid);
-    run.result_error = Some(sally_common::wire::record::ResultError { offset: Some(3), message: "key twice\n".into() });
+    run.result_error =
+        Some(sally_common::wire::record::ResultError { offset: Some(3), message: "key twice\n".into() });
     run.message = Some("the result is invalid".into());
     assert_eq!(answer(&run), "the result is invalid · result invalid: key twice\\n");
 }

@@ -41,7 +41,8 @@ fn csv_keeps_text_numbers_and_json() {
 fn yaml_has_the_same_record_as_json() {
     let runs = vec![run(0, RunState::Succeeded)];
     let whole = JobWithRuns { schema: 1, job: job_of(&runs), runs };
-    let from_yaml: serde_json::Value = serde_yaml_ng::from_str(&yaml(&whole).expect("yaml")).expect("reads back");
+    let from_yaml: serde_json::Value =
+        serde_yaml_ng::from_str(&yaml(&whole).expect("yaml")).expect("reads back");
     assert_eq!(from_yaml, serde_json::to_value(&whole).expect("json"));
 }
 

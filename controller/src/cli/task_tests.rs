@@ -60,7 +60,8 @@ fn a_name_without_slash_or_dot_is_a_task() {
     assert!(matches!(script_path("./x"), Ok(Some(_))));
     assert!(matches!(script_path("x.sh"), Ok(Some(_))));
     assert!(matches!(script_path("bin/x"), Ok(Some(_))));
-    let missing = script(&Script { file: "./no-such", interpreter: None, fix_crlf: false, args: &[] }, &args(""));
+    let missing =
+        script(&Script { file: "./no-such", interpreter: None, fix_crlf: false, args: &[] }, &args(""));
     assert!(missing.is_err_and(|e| e.message.contains("there is no file ./no-such")));
     let folder = script(&Script { file: "./src", interpreter: None, fix_crlf: false, args: &[] }, &args(""));
     assert!(folder.is_err_and(|e| e.message.contains("is a folder")));

@@ -167,10 +167,3 @@ fn what_makes_no_sense_is_refused_with_its_name() {
         assert!(error.contains(named), "{line}: {error}");
     }
 }
-
-#[test]
-fn stream_is_for_people() {
-    let Ok(Cli { command: Command::Exec(_), .. }) = parse("exec --all --stream -o json -- true") else {
-        panic!("clap takes it, the check of the room refuses it");
-    };
-}
