@@ -248,6 +248,17 @@ fn block_on<F: Future<Output = ()>>(test: F) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }
 
+/// A process and all below it.
+fn tree(root: i32) -> Vec<i32> {
+    let mut all = vec![root];
+    let mut at = 0;
+    while at < all.len() {
+        all.extend(children(all[at]));
+        at += 1;
+    }
+    all
+}
+
 fn children(pid: i32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
@@ -462,17 +473,18 @@ fn a_cancellation_is_soft_and_then_hard() {
 fn leftovers_are_killed_counted_and_not_waited_for() {
     in_both(async |mode| {
         let host = Host::start(mode, &[]).await;
-        let mut plan =
-            plan("(trap '' TERM HUP; setsid sh -c 'trap \"\" TERM; sleep 61; :' &) ; sleep 62 & echo end");
+        let mut plan = plan(
+            "(trap '' TERM HUP; setsid sh -c 'touch up; exec sleep 61' &) ; sleep 62 & \
+             until [ -e up ]; do sleep 0.01; done; echo end",
+        );
         plan.exit_grace_ms = 50;
         let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
         running.release();
         let init = running.init;
         let ended = running.end().await;
         assert_eq!(ended.ok(), "end\n");
-        // sh, its sleep, and the other sleep.
-        assert_eq!(ended.record.leftovers, 3, "{:?}", ended.record);
-        assert!(ended.record.duration_ms < 2000);
+        assert_eq!(ended.record.leftovers, 2, "{:?}", ended.record);
+        assert!(ended.record.duration_ms < 5000);
         eventually("init is gone", || !alive(init)).await;
         // A short run waits for nothing, whatever the grace.
         let mut quick = self::plan("true");
@@ -825,14 +837,13 @@ fn the_end_of_the_launcher_leaves_nothing() {
         running.release();
         running.said("up").await;
         let launcher = host.child.id() as i32;
-        let mut all = vec![launcher];
-        let mut at = 0;
-        while at < all.len() {
-            all.extend(children(all[at]));
-            at += 1;
-        }
         // The launcher, two keepers, two inits, a waiting stage, and the script with its two sleeps.
-        assert!(all.len() >= 9, "{all:?}");
+        let mut all = Vec::new();
+        eventually("everything runs", || {
+            all = tree(launcher);
+            all.len() >= 9
+        })
+        .await;
         kill(Pid::from_raw(launcher), Signal::SIGTERM).unwrap();
         host.child.wait().unwrap();
         let record = running.end().await.record;
@@ -874,5 +885,44 @@ fn slots_run_at_the_same_time_with_a_uid_each() {
             running.folder.kill().unwrap();
             running.end().await;
         }
+    });
+}
+
+#[test]
+fn sally_task_is_there_in_every_profile() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        for profile in Profile::ALL {
+            let bin = host.launcher.box_paths(profile).bin();
+            let mut plan =
+                self::profile(profile, "command -v sally-task; sally-task --help | grep -c launcher");
+            plan.env = vec![("PATH".into(), format!("{}:/usr/bin:/bin", bin.display()))];
+            let expected = format!("{}\n1\n", bin.join("sally-task").display());
+            assert_eq!(host.run(&plan, RunInputs::default()).await.ok(), expected);
+        }
+    });
+}
+
+#[test]
+fn a_launcher_can_end_with_its_parent() {
+    in_both(async |mode| {
+        let mut host = Host::start(mode, &[]).await;
+        host.child.kill().unwrap();
+        host.child.wait().unwrap();
+        let (state, program) = (host.state(), env!("CARGO_BIN_EXE_sally-agent"));
+        let line = format!(
+            "{program} launcher --with-parent --stop-kills --slots 1 --state {0} --socket {0}/socket --box {0}/box & wait",
+            state.display()
+        );
+        host.child = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn().unwrap();
+        host.launcher = connect_within(&state.join("socket"), LIMIT).await.unwrap();
+        let mut running = host.begin(0, &plan("echo up; sleep 60"), RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        host.child.kill().unwrap();
+        let record = running.end().await.record;
+        assert_eq!(record.outcome, Outcome::Cancelled { code: None, signal: Some(9) });
+        let launcher = host.launcher.info().pid;
+        eventually("the launcher is gone", || !alive(launcher)).await;
     });
 }

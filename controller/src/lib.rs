@@ -1,13 +1,16 @@
-//! The controller, and the caller's side of it.
+//! The controller: the service, the command line, and the all-in-one.
 //!
-//! In reading order: [`context`] is which controller a caller speaks to and as whom, [`client`] is the
-//! caller's side of its API, [`cli`] is everything that people type and read; [`broker`] and [`supervise`]
-//! are the children of `sally up`; [`ledger`] and [`store`] are the durable record.
+//! Rooms: [`service`] submits, dispatches, records and answers; [`ledger`] speaks to its database and
+//! nothing else; [`store`] keeps files; [`broker`] runs a nats-server of our own; [`supervise`] keeps child
+//! programs running.
 
 pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod context;
 pub mod ledger;
+pub mod serve;
+pub mod service;
 pub mod store;
 pub mod supervise;
+pub mod up;

@@ -292,7 +292,11 @@ impl Attempt<'_> {
     /// Ends the attempt for a reason: TERM and later KILL, or KILL at once.
     fn end(&mut self, cause: Cause, now: Instant, at_once: bool) {
         if self.finished.is_some() {
-            return; // The main process has ended by itself; its leftovers die anyway.
+            // The main process has ended by itself, which is the outcome; its leftovers die anyway.
+            if at_once {
+                self.order(INIT_KILL);
+            }
+            return;
         }
         let first = self.progress.cause.is_none();
         self.progress.cause.get_or_insert(cause);

@@ -169,7 +169,8 @@ impl RunFolder {
         let receiver = pipe::OpenOptions::new()
             .open_receiver(&path)
             .map_err(|e| SandboxError::path("open", &path, e))?;
-        Ok(Events { receiver, folder: self.clone(), ended: false, pending: Vec::new() })
+        let ended = self.exit_record()?.is_some();
+        Ok(Events { receiver, folder: self.clone(), ended, pending: Vec::new() })
     }
 
     /// Asks the keeper to end the attempt: TERM, and KILL after the plan's grace. Has no effect if it has ended.
@@ -219,7 +220,7 @@ impl Events {
             if let Some(event) = self.pending.pop() {
                 return Ok(event);
             }
-            if self.ended || self.folder.exit_record()?.is_some() {
+            if self.ended {
                 return self.end();
             }
             let mut bytes = [0u8; 512];

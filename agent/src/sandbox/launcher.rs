@@ -14,7 +14,8 @@ use super::verify::NamespaceIds;
 use super::wire::{self, LauncherInfo, Mode, Notice, Order, Reply, Request, WIRE_VERSION};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal, kill as send_signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
@@ -62,6 +63,9 @@ pub struct LauncherArgs {
     /// On SIGTERM kill running attempts instead of leaving them to their keepers
     #[arg(long)]
     pub stop_kills: bool,
+    /// End, as on SIGTERM, when the process that started this one ends (the thread that did, to be exact)
+    #[arg(long)]
+    pub with_parent: bool,
     /// For tests: leave one layer out, to see the report change
     #[arg(long = "break", value_name = "LAYER", hide = true)]
     pub broken: Vec<Layer>,
@@ -78,6 +82,9 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(args: &LauncherArgs) -> Result<(), SandboxError> {
+    if args.with_parent {
+        prctl::set_pdeathsig(Signal::SIGTERM).map_err(|e| SandboxError::Start(e.into()))?;
+    }
     let mut launcher = Launcher::new(args)?;
     launcher.start_keepers();
     launcher.serve()
@@ -460,6 +467,10 @@ impl Launcher {
         let mut left: Vec<Pid> = Vec::new();
         for handle in self.slots.iter().filter_map(|slot| slot.keeper.as_ref()) {
             let _ = wire::send(handle.socket.as_fd(), &Order::Stop { kill }, &[], MsgFlags::MSG_DONTWAIT);
+            if handle.state == State::Starting {
+                // Perhaps it waits for the slot, where no message reaches it. It has nothing to lose.
+                let _ = send_signal(handle.pid, Signal::SIGKILL);
+            }
             if kill || handle.state != State::Busy {
                 left.push(handle.pid);
             }

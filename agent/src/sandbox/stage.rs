@@ -2,7 +2,7 @@
 //! did, waits for the agent's word, and becomes the script.
 //!
 //! The order is: files of the box (needs capabilities), descriptors, session, limits, then the things
-//! that cannot be taken back: capabilities, no new privileges. Landlock and seccomp will come after
+//! that cannot be taken back: capabilities (the bounding set went before the plan came), no new privileges. Landlock and seccomp will come after
 //! these, in that order, because landlock forbids mounts and seccomp all the rest.
 #![forbid(unsafe_code)]
 
@@ -46,6 +46,10 @@ struct StageFds {
 /// The life of a stage, from fork to execve. `own_proc` says whether `/proc` is the attempt's own.
 pub(super) fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, out: &OwnedFd, own_proc: bool) -> ! {
     let layers = verify::namespaces(setup, own_proc);
+    if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
+        // What is left is seen by the check after the plan: the layer is then absent.
+        tracing::error!("the bounding set could not be dropped");
+    }
     let prepared = Word::Prepared(layers.clone());
     if wire::send(keeper.as_fd(), &prepared, &[out.as_fd()], MsgFlags::empty()).is_ok()
         && let Ok(Some((bytes, fds))) = wire::receive_bytes(keeper.as_fd(), MsgFlags::empty())
@@ -203,7 +207,6 @@ impl Stage<'_> {
     fn capabilities(&mut self) -> Result<(), StepError> {
         const STEP: &str = "capabilities";
         if !self.setup.broken(Layer::Capabilities) {
-            sys::drop_bounding_set().step(STEP, "dropping the bounding set")?;
             sys::set_capabilities(0).step(STEP, "dropping all")?;
             if verify::can_regain_capabilities() {
                 return Err(StepError::other(STEP, "dropped capabilities could be taken back"));

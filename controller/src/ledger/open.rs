@@ -1,6 +1,7 @@
 //! Opening the file: lock, checks, schema, connections.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ pub(super) struct Opened {
 /// Opens or makes the ledger at `path`.
 pub(super) async fn open(path: &Path) -> Result<Opened, LedgerError> {
     let lock = lock(path).await?;
+    check_writable(path)?;
     let fail = |e: sqlx::Error| explain(path, &e);
     let options = options(path);
     let mut writer = options.connect().await.map_err(|e| match explain(path, &e) {
@@ -89,6 +91,18 @@ async fn lock(path: &Path) -> Result<File, LedgerError> {
             // A file lock cannot be awaited without giving a thread to it.
             Err(TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
+    }
+}
+
+/// SQLite opens a file that it may not write for reading only, and fails at the first write. Comes after the
+/// lock: closing a file drops SQLite's own locks on it if this process has it open elsewhere.
+fn check_writable(path: &Path) -> Result<(), LedgerError> {
+    match OpenOptions::new().write(true).open(path) {
+        Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            Err(LedgerError::ReadOnly { path: path.into() })
+        }
+        // What else may be wrong, SQLite says.
+        _ => Ok(()),
     }
 }
 

@@ -46,8 +46,11 @@ pub enum Verdict {
 /// Compares what a run has (attempt and rank) with what is reported.
 ///
 /// An attempt above the run's own can only come from a ledger that was restored from an older
-/// copy: the controller did sign that attempt, so it is believed whatever is on record.
+/// copy: the controller did sign that attempt, so it is believed whatever is on record. Attempts begin at 1.
 pub fn judge(has: (u32, Rank), reported: (u32, Rank)) -> Verdict {
+    if reported.0 == 0 {
+        return Verdict::Stale;
+    }
     match reported.0.cmp(&has.0) {
         std::cmp::Ordering::Less => Verdict::Stale,
         std::cmp::Ordering::Greater => Verdict::Believed,
@@ -95,6 +98,7 @@ mod tests {
                 assert_eq!(judge((3, has), (3, reported)), expected, "{has:?} {reported:?}");
                 assert_eq!(judge((3, has), (2, reported)), Verdict::Stale);
                 assert_eq!(judge((3, has), (4, reported)), Verdict::Believed);
+                assert_eq!(judge((0, has), (0, reported)), Verdict::Stale, "never dispatched");
             }
         }
     }

@@ -162,6 +162,19 @@ impl Ledger {
         self.all(sql, args, row::run).await
     }
 
+    /// Runs of which nothing was heard since this time: dispatched and not started, or asked to be cancelled and
+    /// not ended; oldest first.
+    pub async fn silent(&self, since_ms: i64, limit: u32) -> Result<Vec<Run>> {
+        let mut args = Args::default();
+        args.add(since_ms).add(since_ms).add(i64::from(limit.min(PAGE_MAX)));
+        let sql = format!(
+            "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE NOT final AND state IN ('dispatched', 'running') \
+             AND ((state = 'dispatched' AND dispatched_ms <= ?) OR cancel_requested_ms <= ?) \
+             ORDER BY job, idx LIMIT ?"
+        );
+        self.all(sql, args, row::run).await
+    }
+
     /// How many runs wait for each agent; agents for which none waits are left out.
     pub async fn waiting_counts(&self) -> Result<BTreeMap<(Zone, Agent), u64>> {
         let sql = "SELECT zone, agent, count(*) FROM runs WHERE NOT final AND state IN ('pending', 'dispatched') \

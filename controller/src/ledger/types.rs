@@ -15,7 +15,7 @@ use sally_common::wire::record::{JobState, ResultState, RunState};
 pub struct NewJob {
     /// The job's id.
     pub id: JobId,
-    /// The caller's id of the submission; one job per request id, ever.
+    /// The caller's id of the submission; one job per request id as long as the job is on record.
     pub request_id: RequestId,
     /// The digest of what was asked; the same request id with another digest is a conflict.
     pub request_digest: Digest,
@@ -359,6 +359,7 @@ pub struct Changes {
 
 /// An answer to a search for one job.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and mostly the large one")]
 pub enum FoundJob {
     /// This one.
     One(Job),

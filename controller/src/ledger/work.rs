@@ -11,7 +11,7 @@ use sally_common::wire::record::RunState;
 
 use super::command::{Answer, Command};
 use super::error::LedgerError;
-use super::rank::{Rank, Verdict, judge, rank};
+use super::rank::{Verdict, judge, rank};
 use super::types::*;
 
 /// Rows that a batch touches, and what became of them.
@@ -186,7 +186,7 @@ impl<'a> Work<'a> {
         let run = self.runs.get_mut(id).ok_or(Noted::Unknown)?;
         match () {
             () if run.value.agent_key != *key => Err(Noted::NotIts),
-            () if attempt < run.value.attempt => Err(Noted::Stale),
+            () if attempt == 0 || attempt < run.value.attempt => Err(Noted::Stale),
             () => Ok(run),
         }
     }
@@ -200,11 +200,10 @@ impl<'a> Work<'a> {
         let same_attempt = run.attempt == told.attempt;
         let started_ms = told.started_ms.or(run.started_ms.filter(|_| same_attempt));
         let has = (run.attempt, rank(run.state, run.started_ms.is_some(), run.is_final));
-        let reported = match is_no_news(told) {
-            true => (told.attempt.min(run.attempt), Rank::Open),
-            false => (told.attempt, rank(told.state, started_ms.is_some(), true)),
+        let verdict = match judge(has, (told.attempt, rank(told.state, started_ms.is_some(), true))) {
+            Verdict::Believed if is_no_news(told) => Verdict::Kept,
+            verdict => verdict,
         };
-        let verdict = judge(has, reported);
         let digest = Digest::of(&told.report.body);
         if verdict != Verdict::Believed {
             let known = run.report_digest == Some(digest);

@@ -100,8 +100,11 @@ impl Growing {
 
 /// The growing files that are open, each behind its own lock.
 pub(super) struct Cache<K> {
-    slots: Mutex<(HashMap<K, (u64, Slot)>, u64)>,
+    slots: Mutex<Slots<K>>,
 }
+
+/// The files by key, each with the time of its last use, and the time: a count of uses.
+type Slots<K> = (HashMap<K, (u64, Slot)>, u64);
 
 /// One file's place; empty until it is opened, and again when it ended or failed.
 pub(super) type Slot = Arc<Mutex<Option<Growing>>>;

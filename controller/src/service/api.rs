@@ -1,0 +1,267 @@
+//! What callers ask: checked, answered, signed.
+
+use sally_common::clock::now_ms;
+use sally_common::id::{JobId, RunId};
+use sally_common::limit::{API_MESSAGE_MAX, BLOB_MAX, STREAM_CHUNK};
+use sally_common::name::User;
+use sally_common::nats::accounts::is_caller_inbox;
+use sally_common::wire;
+use sally_common::wire::api::{
+    AgentPage, ApiError, BlobStored, Call, Cancelled, ErrorCode, HEADER_PART, Hello, JobPage, LogPart, Reply,
+    ReplyOutcome, Request, Resolved, RunPage,
+};
+use sally_common::wire::record::{JobRecord, RunState};
+use sally_common::wire::{Envelope, Kind, Refusal, VERSION};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::submission::{internal, submit, usage};
+use super::{Service, records};
+use crate::ledger::{FoundJob, Job};
+use crate::store::{LogKey, Stream};
+
+/// A request older or newer than this by the controller's clock is refused.
+const CLOCK_SLACK_MS: i64 = 10 * 60 * 1000;
+/// A page of runs holds about so many bytes; at least one run.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Runs of a page, at most.
+const PAGE_RUNS: u32 = 500;
+/// Jobs of a page, at most.
+const PAGE_JOBS: u32 = 500;
+/// Bytes of a piece of a stream.
+const LOG_PART: usize = 512 * 1024;
+
+/// Answers one request.
+pub async fn answer(service: &Service, message: async_nats::Message) {
+    // An answer goes to a caller's inbox and nowhere else: a caller could name an agent's subject.
+    let Some(reply) = message.reply.as_ref().map(ToString::to_string).filter(|r| is_caller_inbox(r)) else {
+        return tracing::warn!(subject = %message.subject, "refused a request that names no caller's inbox");
+    };
+    let (request, payload, caller) = match read(service, &message) {
+        Ok(read) => read,
+        Err(refusal) => {
+            // Without a nonce there is nothing to tie an answer to.
+            return tracing::warn!(subject = %message.subject, reason = %refusal.code(), "refused a request");
+        }
+    };
+    let nonce = request.nonce;
+    let outcome = if (now_ms() - request.at_ms).abs() > CLOCK_SLACK_MS {
+        Err(ApiError {
+            code: ErrorCode::Denied,
+            message: "the clocks of caller and controller differ by more than ten minutes".into(),
+            hint: Some("set the clock".into()),
+        })
+    } else {
+        call(service, &caller, request.call, payload).await
+    };
+    let outcome = match outcome {
+        Ok(value) => ReplyOutcome::Ok(value),
+        Err(error) => ReplyOutcome::Error(error),
+    };
+    send(service, reply, &Reply { v: VERSION, nonce, outcome }).await;
+}
+
+fn read(service: &Service, message: &async_nats::Message) -> Result<(Request, bytes::Bytes, User), Refusal> {
+    let now = now_ms();
+    let trusted = |key: &_| now < service.trust.expires_ms && service.trust.caller(key).is_some();
+    let key =
+        wire::verify(Kind::Request, message.headers.as_ref(), &message.payload, API_MESSAGE_MAX, trusted)?;
+    let caller = service.trust.caller(&key).ok_or(Refusal::UnknownKey)?.name.clone();
+    // A blob's bytes follow the request's line; a request itself is one line of JSON.
+    let end = message.payload.iter().position(|b| *b == b'\n').unwrap_or(message.payload.len());
+    let request = wire::read(&message.payload[..end])?;
+    let rest = message.payload.slice((end + 1).min(message.payload.len())..);
+    Ok((request, rest, caller))
+}
+
+/// Sends a reply, in parts if it is large. The signature covers the whole.
+async fn send(service: &Service, inbox: String, reply: &Reply) {
+    let envelope = Envelope::seal(Kind::Reply, &service.key, reply);
+    let body = bytes::Bytes::from(envelope.body.clone());
+    let parts = body.len().div_ceil(STREAM_CHUNK).max(1);
+    for n in 0..parts {
+        let piece = body.slice(n * STREAM_CHUNK..((n + 1) * STREAM_CHUNK).min(body.len()));
+        let mut headers = if n == 0 { envelope.headers() } else { async_nats::HeaderMap::new() };
+        headers.insert(HEADER_PART, format!("{}/{parts}", n + 1));
+        if let Err(error) = service.client.publish_with_headers(inbox.clone(), headers, piece).await {
+            return tracing::warn!(%error, "could not answer");
+        }
+    }
+}
+
+type Answered = Result<Box<RawValue>, ApiError>;
+
+async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Bytes) -> Answered {
+    match call {
+        Call::Submit(request) => {
+            if let Some(inbox) = request.watch.as_ref().filter(|i| !is_caller_inbox(i)) {
+                return Err(usage(format!("{} is no caller's inbox", sally_common::name::show(inbox)), None));
+            }
+            value(&submit(service, caller, request).await?)
+        }
+        Call::Blob { digest, offset, total } => {
+            if total > BLOB_MAX {
+                return Err(usage(
+                    format!("{total} bytes are more than the {BLOB_MAX} that may be sent"),
+                    None,
+                ));
+            }
+            let state = service.blobs.put_chunk(digest, offset, total, payload).await.map_err(internal)?;
+            value(&BlobStored { bytes: state.bytes, complete: state.complete })
+        }
+        Call::Resolve { targets } => {
+            let found = service.fleet().resolve(&targets, now_ms())?;
+            value(&Resolved { targets: found.into_iter().map(|(_, t)| t).collect() })
+        }
+        Call::Job { id } => value(&records::job(&find(service, &id).await?)),
+        Call::Runs { job, from, content, states } => {
+            value(&runs(service, &job, from, content, &states).await?)
+        }
+        Call::Jobs { before, limit } => {
+            let limit = limit.clamp(1, PAGE_JOBS);
+            let mut jobs = service.ledger.jobs(before.as_ref(), limit + 1).await.map_err(internal)?;
+            let more = jobs.len() > limit as usize;
+            jobs.truncate(limit as usize);
+            value(&JobPage { jobs: jobs.iter().map(records::job).collect(), more })
+        }
+        Call::Log { run, stream, offset } => value(&log(service, &run, &stream, offset).await?),
+        Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
+        Call::Watch { job, inbox, output } => {
+            if !is_caller_inbox(&inbox) {
+                return Err(usage(
+                    format!("{} is no caller's inbox", sally_common::name::show(&inbox)),
+                    None,
+                ));
+            }
+            service.watchers().add(job.clone(), &inbox, output);
+            value(&records::job(&job_of(service, &job).await?))
+        }
+        Call::Agents => {
+            let waiting = service.ledger.waiting_counts().await.map_err(internal)?;
+            let now = now_ms();
+            let fleet = service.fleet();
+            let record = |m: &super::fleet::Member| {
+                let name = (m.enrolled.zone.clone(), m.enrolled.agent.clone());
+                m.record(now, waiting.get(&name).copied().unwrap_or(0))
+            };
+            value(&AgentPage { agents: fleet.all().map(record).collect() })
+        }
+        Call::Hello => value(&Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            broker: service.client.server_info().version,
+            ledger: service.ledger.id().to_owned(),
+            caller: caller.to_string(),
+            request_id: None,
+        }),
+    }
+}
+
+fn value<T: Serialize>(answer: &T) -> Answered {
+    serde_json::value::to_raw_value(answer).map_err(internal)
+}
+
+async fn find(service: &Service, id: &str) -> Result<Job, ApiError> {
+    match service.ledger.find_job(id).await.map_err(internal)? {
+        FoundJob::One(job) => Ok(job),
+        FoundJob::None => Err(ApiError {
+            code: ErrorCode::NotFound,
+            message: format!("there is no job \"{}\"", sally_common::name::show(id)),
+            hint: Some("see which there are with `sally job ls`".into()),
+        }),
+        FoundJob::Ambiguous(n) => {
+            Err(usage(format!("{n} jobs have ids that begin with \"{id}\""), Some("give more of the id")))
+        }
+    }
+}
+
+async fn job_of(service: &Service, id: &JobId) -> Result<Job, ApiError> {
+    find(service, id.as_str()).await
+}
+
+async fn runs(
+    service: &Service,
+    job: &JobId,
+    from: u32,
+    content: bool,
+    states: &[RunState],
+) -> Result<RunPage, ApiError> {
+    let row = job_of(service, job).await?;
+    let rows = service.ledger.runs(job, from, PAGE_RUNS + 1, states).await.map_err(internal)?;
+    let mut page = RunPage { runs: Vec::new(), next: None };
+    let mut size = 0;
+    for (n, run) in rows.iter().enumerate() {
+        if n >= PAGE_RUNS as usize || size >= PAGE_BYTES {
+            page.next = Some(run.id.index());
+            break;
+        }
+        // Reports may be large: one at a time.
+        let report = service.ledger.report_of(&run.id).await.map_err(internal)?;
+        let record = if content {
+            service.whole_record(run, row.created_ms, report.as_ref()).await
+        } else {
+            let mut record = records::run_head(run, row.created_ms);
+            if let Some(message) = report.as_ref().and_then(records::result_message) {
+                records::add_report(&mut record, &message);
+            }
+            record.stdout.clear();
+            record.stderr.clear();
+            record.result = None;
+            record
+        };
+        size += record.stdout.len() + record.stderr.len() + 1024;
+        size += record.result.as_ref().map_or(0, |r| r.get().len());
+        page.runs.push(record);
+    }
+    Ok(page)
+}
+
+async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Result<LogPart, ApiError> {
+    let row = service.ledger.run(run).await.map_err(internal)?;
+    let not_found =
+        || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
+    let row = row.ok_or_else(not_found)?;
+    let stream = stream.parse::<Stream>().ok().filter(|s| *s != Stream::Result);
+    let stream = stream.ok_or_else(|| usage("a stream is stdout or stderr".into(), None))?;
+    let ended = row.state.is_end();
+    let report = if ended { service.ledger.report_of(run).await.map_err(internal)? } else { None };
+    let message = report.as_ref().and_then(records::result_message);
+    let end = message.as_ref().map(|m| if stream == Stream::Stdout { &m.stdout } else { &m.stderr });
+    let dropped = end.map_or(0, |e| e.dropped);
+    let encode = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
+    if let Some(bytes) = end.and_then(|e| e.inline_bytes()) {
+        let at = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let to = at.saturating_add(LOG_PART).min(bytes.len());
+        let stored = bytes.len() as u64;
+        return Ok(LogPart { data: encode(&bytes[at..to]), offset: at as u64, stored, ended, dropped });
+    }
+    let key = LogKey { run: run.clone(), attempt: row.attempt, stream };
+    let part = service.logs.read(&key, offset, LOG_PART).await.map_err(internal)?;
+    Ok(match part {
+        Some(part) => LogPart {
+            data: encode(&part.bytes),
+            offset: part.offset,
+            stored: part.status.stored,
+            ended,
+            dropped,
+        },
+        None => LogPart { data: String::new(), offset, stored: 0, ended, dropped },
+    })
+}
+
+async fn cancel(service: &Service, id: &str, hard: bool) -> Result<Cancelled, ApiError> {
+    let job = find(service, id).await?;
+    let cancellation = service.ledger.cancel(&job.id, now_ms(), hard).await.map_err(internal)?;
+    let Some(cancellation) = cancellation else { return Err(internal("the job has gone")) };
+    service.send_cancels(&cancellation.tell).await;
+    for run in &cancellation.cancelled {
+        let record = records::run_head(run, cancellation.job.created_ms);
+        service.tell_run(&cancellation.job.id, record, true).await;
+    }
+    let record: JobRecord = records::job(&cancellation.job);
+    if cancellation.job_ended {
+        service.tell_ended(record.clone()).await;
+    }
+    let told = cancellation.tell.iter().filter(|r| !r.state.is_end()).count();
+    let meant = told + cancellation.cancelled.len();
+    Ok(Cancelled { job: record, runs: meant as u64 })
+}

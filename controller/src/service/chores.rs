@@ -1,0 +1,116 @@
+//! What must be done although nobody asks: expiry, nudges, forgetting.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sally_common::clock::now_ms;
+use sally_common::id::{JobId, RunId};
+use sally_common::wire::record::RunState;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval};
+
+use super::{Service, inbound};
+use crate::ledger::LedgerError;
+
+/// How often the ledger is looked at.
+const PERIOD: Duration = Duration::from_millis(500);
+/// A dispatch without a sign of life for this long is said again; then after twice as long, and so on.
+const NUDGE_FIRST_MS: i64 = 1_000;
+const NUDGE_MAX_MS: i64 = 60_000;
+/// Runs nudged at one look.
+const NUDGES: u32 = 500;
+/// How often files and old jobs are removed.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// Jobs are kept this long after their end.
+const JOBS_KEPT_MS: i64 = 90 * 24 * 3600 * 1000;
+
+struct Nudge {
+    next_ms: i64,
+    pause_ms: i64,
+}
+
+/// Does the chores until `stop` is set.
+pub async fn serve(service: Arc<Service>, mut stop: watch::Receiver<bool>) {
+    let mut nudges: HashMap<RunId, Nudge> = HashMap::new();
+    let mut swept = Instant::now();
+    let mut tick = interval(PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = stop.changed() => return,
+        }
+        service.watchers().sweep();
+        if let Err(error) = once(&service, &mut nudges).await {
+            tracing::error!(%error, "cannot read or write the ledger");
+        }
+        if swept.elapsed() >= SWEEP_EVERY {
+            swept = Instant::now();
+            sweep(&service).await;
+        }
+    }
+}
+
+async fn once(service: &Service, nudges: &mut HashMap<RunId, Nudge>) -> Result<(), LedgerError> {
+    let now = now_ms();
+    if service.ledger.next_expiry().await?.is_some_and(|at| at <= now) {
+        loop {
+            let expired = service.ledger.expire(now).await?;
+            for change in &expired.changes {
+                inbound::tell(service, change, None).await;
+            }
+            if !expired.more {
+                break;
+            }
+        }
+    }
+    nudge(service, nudges, now).await
+}
+
+/// Says dispatches again of which nothing was heard. The agent answers duplicates from its journal.
+async fn nudge(service: &Service, nudges: &mut HashMap<RunId, Nudge>, now: i64) -> Result<(), LedgerError> {
+    let silent = service.ledger.silent(now - NUDGE_FIRST_MS, NUDGES).await?;
+    let seen: HashSet<RunId> = silent.iter().map(|r| r.id.clone()).collect();
+    nudges.retain(|run, _| seen.contains(run));
+    let mut due = Vec::new();
+    for run in silent {
+        let nudge = nudges.entry(run.id.clone()).or_insert(Nudge { next_ms: now, pause_ms: NUDGE_FIRST_MS });
+        if nudge.next_ms <= now {
+            nudge.pause_ms = (nudge.pause_ms * 2).min(NUDGE_MAX_MS);
+            nudge.next_ms = now + nudge.pause_ms;
+            due.push(run);
+        }
+    }
+    let (cancelled, waiting): (Vec<_>, Vec<_>) =
+        due.into_iter().partition(|r| r.cancel_requested_ms.is_some());
+    let waiting: Vec<_> = waiting.into_iter().filter(|r| r.state == RunState::Dispatched).collect();
+    service.send_cancels(&cancelled).await;
+    if !waiting.is_empty() {
+        service.dispatch(&waiting).await?;
+    }
+    Ok(())
+}
+
+async fn sweep(service: &Service) {
+    let open: Result<Vec<_>, _> = service.ledger.open_jobs().await;
+    let Ok(open) = open else { return };
+    let spared: HashSet<JobId> = open.iter().map(|j| j.id.clone()).collect();
+    if let Err(error) = service.logs.sweep(SystemTime::now(), spared).await {
+        tracing::warn!(%error, "cannot remove old output");
+    }
+    let mut blobs = HashSet::new();
+    for job in &open {
+        if let Ok(Some((order, _))) = service.ledger.order_of(&job.id).await
+            && let Ok(order) = sally_common::wire::read::<sally_common::wire::order::Order>(&order)
+        {
+            blobs.extend(order.blobs().map(|c| c.digest));
+        }
+    }
+    if let Err(error) = service.blobs.sweep(SystemTime::now(), blobs).await {
+        tracing::warn!(%error, "cannot remove old programs");
+    }
+    if let Err(error) = service.ledger.prune(now_ms() - JOBS_KEPT_MS, 1_000).await {
+        tracing::warn!(%error, "cannot remove old jobs");
+    }
+}

@@ -1,0 +1,183 @@
+//! Dispatching: an order bound to one agent and attempt, signed, published.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError};
+
+use sally_common::clock::now_ms;
+use sally_common::id::{Digest, JobId};
+use sally_common::limit::LIVE_MESSAGE_MAX;
+use sally_common::subject::Channel;
+use sally_common::wire::command::{Cancel, Dispatch, To};
+use sally_common::wire::record::{AgentState, RunState};
+use sally_common::wire::{Envelope, Kind, OrderSignature, VERSION};
+
+use super::Service;
+use crate::ledger::{DispatchMark, LedgerError, Run};
+
+/// Orders kept in memory; others are read from the ledger.
+const ORDERS_KEPT: usize = 128;
+
+/// An order as it travels.
+#[derive(Debug, Clone)]
+pub struct OrderBytes {
+    /// Its exact bytes.
+    pub text: Arc<str>,
+    /// Their digest.
+    pub digest: Digest,
+    /// Who signed.
+    pub signatures: Arc<[OrderSignature]>,
+}
+
+/// The orders of the newest jobs.
+#[derive(Debug, Default)]
+pub struct Orders {
+    by_job: HashMap<JobId, OrderBytes>,
+    age: VecDeque<JobId>,
+}
+
+impl Orders {
+    /// Keeps an order.
+    pub fn put(&mut self, job: JobId, order: OrderBytes) {
+        if self.by_job.insert(job.clone(), order).is_none() {
+            self.age.push_back(job);
+        }
+        while self.age.len() > ORDERS_KEPT {
+            if let Some(oldest) = self.age.pop_front() {
+                self.by_job.remove(&oldest);
+            }
+        }
+    }
+}
+
+impl OrderBytes {
+    /// Wraps an order's bytes, which are text: they are JSON.
+    pub fn new(text: String, signatures: Vec<OrderSignature>) -> Self {
+        Self { digest: Digest::of(text.as_bytes()), text: text.into(), signatures: signatures.into() }
+    }
+}
+
+/// The attempt that a run's next dispatch is: the first, or the same again.
+fn next_attempt(run: &Run) -> u32 {
+    if run.state == RunState::Pending { run.attempt + 1 } else { run.attempt }
+}
+
+impl Service {
+    fn orders(&self) -> std::sync::MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an order at hand.
+    pub fn keep_order(&self, job: JobId, order: OrderBytes) {
+        self.orders().put(job, order);
+    }
+
+    async fn order(&self, job: &JobId) -> Result<Option<OrderBytes>, LedgerError> {
+        let kept = self.orders().by_job.get(job).cloned();
+        if kept.is_some() {
+            return Ok(kept);
+        }
+        let Some((bytes, signatures)) = self.ledger.order_of(job).await? else { return Ok(None) };
+        let (Ok(text), Ok(signatures)) = (String::from_utf8(bytes), serde_json::from_str(&signatures)) else {
+            tracing::error!(%job, "its order in the ledger cannot be read");
+            return Ok(None);
+        };
+        let order = OrderBytes::new(text, signatures);
+        self.orders().put(job.clone(), order.clone());
+        Ok(Some(order))
+    }
+
+    /// Dispatches these runs to agents that are there; the others stay pending and are dispatched when their
+    /// agent asks. Returns how many were published.
+    pub async fn dispatch(&self, runs: &[Run]) -> Result<usize, LedgerError> {
+        let now = now_ms();
+        let mut ready = Vec::new();
+        {
+            let fleet = self.fleet();
+            for run in runs {
+                let Some(member) = fleet.get(&run.zone, &run.agent) else { continue };
+                if member.state(now) == AgentState::Offline || member.enrolled.key != run.agent_key {
+                    continue;
+                }
+                if let Some(to) = member.address() {
+                    ready.push((run, to, next_attempt(run)));
+                }
+            }
+        }
+        self.send(ready, now).await
+    }
+
+    /// Dispatches these runs to an agent that has just spoken.
+    pub async fn dispatch_to(&self, to: &To, runs: &[Run]) -> Result<usize, LedgerError> {
+        let ready = runs.iter().map(|run| (run, to.clone(), next_attempt(run))).collect();
+        self.send(ready, now_ms()).await
+    }
+
+    async fn send(&self, ready: Vec<(&Run, To, u32)>, now: i64) -> Result<usize, LedgerError> {
+        // What is on record as dispatched to this incarnation under this attempt needs no new mark.
+        let is_marked = |run: &Run, to: &To, attempt: u32| {
+            run.state == RunState::Dispatched
+                && run.attempt == attempt
+                && run.incarnation == Some(to.incarnation)
+        };
+        let marks = ready.iter().filter(|(run, to, attempt)| !is_marked(run, to, *attempt));
+        let marks: Vec<DispatchMark> = marks
+            .map(|(run, to, attempt)| DispatchMark {
+                run: run.id.clone(),
+                attempt: *attempt,
+                incarnation: to.incarnation,
+                at_ms: now,
+            })
+            .collect();
+        let mut allowed = self.ledger.dispatch(marks).await?.into_iter();
+        let mut sent = 0;
+        for (run, to, attempt) in ready {
+            if !is_marked(run, &to, attempt) && allowed.next() != Some(true) {
+                continue;
+            }
+            let Some(order) = self.order(run.id.job()).await? else { continue };
+            self.publish_dispatch(run, to, attempt, &order, now).await;
+            sent += 1;
+        }
+        Ok(sent)
+    }
+
+    async fn publish_dispatch(&self, run: &Run, to: To, attempt: u32, order: &OrderBytes, now: i64) {
+        let subject = self.prefix.agent(Channel::Task, &to.zone, &to.agent);
+        let mut dispatch = Dispatch {
+            v: VERSION,
+            to,
+            run: run.id.clone(),
+            attempt,
+            issued_ms: now,
+            expires_ms: run.expires_ms,
+            order_digest: order.digest,
+            order_bytes: order.text.len() as u64,
+            order: Some(order.text.as_ref().to_owned()),
+            order_signatures: order.signatures.to_vec(),
+        };
+        let mut envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
+        if envelope.body.len() > LIVE_MESSAGE_MAX {
+            dispatch.order = None;
+            envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
+        }
+        self.publish(subject, envelope).await;
+    }
+
+    /// Tells agents to end these runs.
+    pub async fn send_cancels(&self, runs: &[Run]) {
+        for run in runs {
+            let to = self.fleet().get(&run.zone, &run.agent).and_then(|m| m.address());
+            let Some(to) = to else { continue };
+            let subject = self.prefix.agent(Channel::Live, &to.zone, &to.agent);
+            let cancel = Cancel {
+                v: VERSION,
+                to,
+                run: run.id.clone(),
+                attempt: run.attempt.max(1),
+                issued_ms: now_ms(),
+                hard: run.cancel_hard,
+            };
+            self.publish(subject, Envelope::seal(Kind::Cancel, &self.key, &cancel)).await;
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The controller's service: one place that submits, dispatches, records, receipts and answers.
+//!
+//! In reading order:
+//! - [`settings`]: what it is given, checked. This file starts and stops it.
+//! - [`fleet`]: the agents as the controller sees them. [`records`]: from rows to what people are shown.
+//! - [`api`]: what callers ask; [`submission`] the one way in for work.
+//! - [`dispatch`]: orders bound to agents; [`inbound`]: what agents say; [`output`]: their streams.
+//! - [`watchers`]: callers who want to hear of changes. [`chores`]: expiry, nudges, forgetting.
+//!
+//! The ledger is the source for submissions, the agent for results; the broker is asked for nothing that it
+//! could have forgotten.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod chores;
+pub mod dispatch;
+pub mod fleet;
+pub mod inbound;
+pub mod output;
+pub mod records;
+pub mod settings;
+pub mod submission;
+pub mod watchers;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::StreamExt as _;
+use sally_common::key::SigningKey;
+use sally_common::nats::accounts::CONTROLLER_INBOX;
+use sally_common::nats::connect::{ConnectSettings, connect};
+use sally_common::subject::{Channel, Prefix};
+use sally_common::trust::TrustList;
+use sally_common::wire::Envelope;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::broker::streams::{Stream, provision};
+use crate::ledger::Ledger;
+use crate::store::{BlobSettings, Blobs, LogSettings, Logs};
+use fleet::Fleet;
+use settings::Settings;
+use watchers::Watchers;
+
+/// Messages of one kind that are worked on at the same time. The ledger commits them together.
+const AT_ONCE: usize = 256;
+/// Controllers share the work by this queue group.
+const QUEUE_GROUP: &str = "controller";
+
+/// Why the service cannot run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant's message is its documentation")]
+pub enum ServiceError {
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::LedgerError),
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    #[error(transparent)]
+    Connect(#[from] sally_common::nats::connect::ConnectError),
+    #[error(transparent)]
+    Streams(#[from] crate::broker::streams::StreamsError),
+    #[error("cannot read {subject}: {error}")]
+    Subscribe { subject: String, error: String },
+}
+
+/// What every part of the service uses.
+pub struct Service {
+    key: SigningKey,
+    trust: TrustList,
+    prefix: Prefix,
+    client: async_nats::Client,
+    ledger: Ledger,
+    blobs: Blobs,
+    logs: Logs,
+    fleet: Mutex<Fleet>,
+    watchers: Mutex<Watchers>,
+    orders: Mutex<dispatch::Orders>,
+    output: output::Output,
+}
+
+impl Service {
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Watchers> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn publish(&self, subject: String, envelope: Envelope) {
+        let headers = envelope.headers();
+        if let Err(error) = self.client.publish_with_headers(subject, headers, envelope.body.into()).await {
+            tracing::warn!(%error, "could not publish");
+        }
+    }
+}
+
+/// Serves until `stop` is set.
+pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<(), ServiceError> {
+    let ledger = Ledger::open(settings.data_dir.join("ledger.db")).await?;
+    let blobs = Blobs::open(settings.data_dir.join("blobs"), BlobSettings::default()).await?;
+    let logs = Logs::open(settings.data_dir.join("logs"), LogSettings::default()).await?;
+    let fleet = Fleet::new(settings.agents.clone(), ledger.agents().await?);
+
+    let mut connection = ConnectSettings::new(&settings.url, &settings.creds, "controller");
+    connection.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
+    connection.retry_on_initial_connect = true;
+    connection.ca_file.clone_from(&settings.ca_file);
+    let (connected, mut reconnected) = watch::channel(0u64);
+    let client = connect(&connection, move |event| {
+        tracing::info!("{event}");
+        if event == sally_common::nats::connect::ConnectionEvent::Connected {
+            connected.send_modify(|n| *n += 1);
+        }
+    })
+    .await?;
+    let service = Arc::new(Service {
+        key: settings.key,
+        trust: settings.trust,
+        prefix: settings.prefix,
+        client,
+        ledger,
+        blobs,
+        logs,
+        fleet: Mutex::new(fleet),
+        watchers: Mutex::default(),
+        orders: Mutex::default(),
+        output: output::Output::default(),
+    });
+
+    let mut tasks = JoinSet::new();
+    for channel in [Channel::Result, Channel::State, Channel::Heartbeat, Channel::Ask] {
+        let subject = service.prefix.all(channel);
+        let messages = subscribe(&service, subject).await?;
+        tasks.spawn(serve_agents(service.clone(), channel, messages, stop.clone()));
+    }
+    let pieces = subscribe(&service, service.prefix.all(Channel::Log)).await?;
+    tasks.spawn(output::serve(service.clone(), pieces, stop.clone()));
+    let requests = subscribe(&service, service.prefix.api(">")).await?;
+    tasks.spawn(serve_callers(service.clone(), requests, stop.clone()));
+    tasks.spawn(chores::serve(service.clone(), stop.clone()));
+    tracing::info!(ledger = service.ledger.id(), "serving");
+
+    loop {
+        tokio::select! {
+            _ = reconnected.changed() => provision_streams(&service).await,
+            _ = stop.changed() => break,
+            ended = tasks.join_next() => {
+                // A part that ended by itself is a fault of ours: better to end and be started anew.
+                tracing::error!(?ended, "a part of the service ended");
+                break;
+            }
+        }
+    }
+    tasks.shutdown().await;
+    service.ledger.close().await;
+    Ok(())
+}
+
+async fn provision_streams(service: &Service) {
+    let js = async_nats::jetstream::new(service.client.clone());
+    for stream in Stream::ALL {
+        if let Err(error) = provision(&js, service.prefix.as_str(), stream).await {
+            tracing::warn!(%error, stream = stream.name(), "cannot make a stream");
+        }
+    }
+}
+
+async fn subscribe(service: &Service, subject: String) -> Result<async_nats::Subscriber, ServiceError> {
+    let subscribed = service.client.queue_subscribe(subject.clone(), QUEUE_GROUP.to_owned()).await;
+    subscribed.map_err(|e| ServiceError::Subscribe { subject, error: e.to_string() })
+}
+
+async fn serve_agents(
+    service: Arc<Service>,
+    channel: Channel,
+    mut messages: async_nats::Subscriber,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut tasks = JoinSet::new();
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { break };
+        let message = tokio::select! {
+            message = messages.next() => message,
+            _ = stop.changed() => None,
+        };
+        let Some(message) = message else { break };
+        let service = service.clone();
+        tasks.spawn(async move {
+            inbound::receive(&service, channel, &message).await;
+            drop(permit);
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn serve_callers(
+    service: Arc<Service>,
+    mut messages: async_nats::Subscriber,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut tasks = JoinSet::new();
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { break };
+        let message = tokio::select! {
+            message = messages.next() => message,
+            _ = stop.changed() => None,
+        };
+        let Some(message) = message else { break };
+        let service = service.clone();
+        tasks.spawn(async move {
+            api::answer(&service, message).await;
+            drop(permit);
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+    while tasks.join_next().await.is_some() {}
+}
