@@ -127,10 +127,12 @@ pub(super) fn answer(run: &RunRecord) -> String {
         (None, Some(code)) if code != 0 => parts.push(format!("exit {code}")),
         _ => {}
     }
+    // These reasons say what stands there already.
+    let is_said = !parts.is_empty() && matches!(run.reason.as_deref(), Some("exit-code" | "signal"));
     if let Some(failure) = &run.failure {
         parts.push(format!("{}: {}", failure.code, failure.text));
     }
-    if run.state != RunState::Succeeded || run.failure.is_some() {
+    if !is_said && (run.state != RunState::Succeeded || run.failure.is_some()) {
         let why = run.message.as_deref().or(run.reason.as_deref());
         parts.extend(why.map(str::to_owned));
     }

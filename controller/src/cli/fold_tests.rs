@@ -101,3 +101,13 @@ fn a_bad_result_says_so() {
     run.message = Some("the result is invalid".into());
     assert_eq!(answer(&run), "the result is invalid · result invalid: key twice\\n");
 }
+
+#[test]
+fn an_exit_code_is_said_once() {
+    let mut run = said(0, RunState::Failed, "", None);
+    run.exit_code = Some(3);
+    (run.reason, run.message) = (Some("exit-code".into()), Some("exit code 3".into()));
+    assert_eq!(answer(&run), "exit 3");
+    (run.reason, run.message) = (Some("result-missing".into()), Some("no result".into()));
+    assert_eq!(answer(&run), "exit 3 · no result");
+}
