@@ -57,6 +57,7 @@ impl House {
             trust: &trust,
             limits: StoreLimits::default(),
             guard: None,
+            listen: [127, 0, 0, 1].into(),
             now: now(),
         };
         let broker = Broker::start(settings, |_| ()).await.unwrap();
