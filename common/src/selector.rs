@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn check(selector: &str, on: &str, expected: bool) {
-        let parsed = Selector::parse(selector).unwrap_or_else(|e| panic!("{e}"));
+        let parsed = Selector::parse(selector).expect("a selector");
         assert_eq!(parsed.matches(&labels(on)), expected, "{selector} on {on}");
     }
 

@@ -490,6 +490,10 @@ impl Run {
                 }
                 word = self.words.recv() => match word {
                     Some(Word::Cancel { hard }) => {
+                        // For whoever judges the end, in this process or the next.
+                        if let Err(error) = std::fs::write(self.dir().join(CANCEL_ASKED), b"") {
+                            tracing::warn!(run = %self.note.run, %error, "cannot note a cancellation");
+                        }
                         let told = if hard { live.folder.kill() } else { live.folder.cancel() };
                         if let Err(error) = told {
                             tracing::warn!(run = %self.note.run, %error, "could not tell the keeper to end the run");
@@ -611,7 +615,10 @@ impl Run {
         let mut ends = ends.into_iter().map(|(end, _)| end);
         let (stdout, stderr) = (ends.next().unwrap_or_else(empty), ends.next().unwrap_or_else(empty));
         let ending = match &record {
-            Some(record) => outcome::judge(record, &said, self.note.require_result),
+            Some(record) => {
+                let asked = self.dir().join(CANCEL_ASKED).exists();
+                outcome::judge(record, &said, self.note.require_result, asked)
+            }
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
         let said = Said::of(said, |text| mask_text(text, &masks));
@@ -823,6 +830,8 @@ impl Run {
     }
 }
 
+/// The file whose presence says that the controller asked to cancel the run.
+const CANCEL_ASKED: &str = "cancel-asked";
 /// The file with the [`Note`].
 pub const NOTE_FILE: &str = "run.json";
 /// A structured result that is too large for its message.
