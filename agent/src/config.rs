@@ -209,7 +209,8 @@ state_dir = "state"
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let text = GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\"]\n";
+        let text =
+            GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\"]\n";
         let error = load_text(&text).expect_err("bad");
         for part in ["name: ", "key: ", "slots: 0", "no profile \"root\""] {
             assert!(error.contains(part), "{part} in {error}");

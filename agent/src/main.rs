@@ -88,7 +88,8 @@ async fn serve(config: config::Config) -> Result<(), runtime::AgentError> {
     use tokio::signal::unix::{SignalKind, signal};
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut agent = std::pin::pin!(runtime::run(config, stopped));
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return agent.await;
     };
     tokio::select! {

@@ -111,7 +111,11 @@ pub enum ContextError {
 }
 
 fn known(there: &[String]) -> String {
-    if there.is_empty() { "; there are none yet".to_owned() } else { format!("; there are: {}", there.join(", ")) }
+    if there.is_empty() {
+        "; there are none yet".to_owned()
+    } else {
+        format!("; there are: {}", there.join(", "))
+    }
 }
 
 impl Context {
@@ -140,7 +144,9 @@ impl Context {
             Some(text) => Prefix::new(text).map_err(|e| bad(format!("\"prefix\": {e}")))?,
         };
         Ok(Self {
-            inbox: written.inbox.unwrap_or_else(|| sally_common::nats::accounts::caller_inbox(written.user.as_str())),
+            inbox: written
+                .inbox
+                .unwrap_or_else(|| sally_common::nats::accounts::caller_inbox(written.user.as_str())),
             creds: folder.join(written.creds),
             signing_key: folder.join(written.signing_key),
             ca_file: written.ca_file.map(|f| folder.join(f)),

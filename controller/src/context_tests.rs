@@ -48,7 +48,11 @@ fn the_asked_one_then_the_selected_one_then_the_last_up() {
     store.select("prod").expect("selected");
     assert_eq!(store.find(None).expect("the selected one"), stored);
     let context = Context::read(&stored).expect("read");
-    assert_eq!(context.creds, dir.path().join("up/caller.creds"), "a stored one points to where it came from");
+    assert_eq!(
+        context.creds,
+        dir.path().join("up/caller.creds"),
+        "a stored one points to where it came from"
+    );
 
     assert_eq!(store.find(Some("./x.toml")).expect("a path"), PathBuf::from("./x.toml"));
     let unknown = store.find(Some("dev")).map_err(|e| e.to_string());

@@ -9,6 +9,8 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod ledger;
+pub mod serve;
 pub mod service;
 pub mod store;
 pub mod supervise;
+pub mod up;

@@ -1,11 +1,18 @@
-//! `sally`.
-fn main() -> std::process::ExitCode {
+//! `sally`: parses, runs, and maps to an exit code.
+
+use std::process::ExitCode;
+
+use sally::cli;
+
+fn main() -> ExitCode {
     if let Some(error) = sally::supervise::guard::run_if_asked() {
         #[expect(clippy::print_stderr, reason = "the supervisor keeps it in the child's log")]
         {
             eprintln!("cannot become the child: {error}");
         }
-        return std::process::ExitCode::from(1);
+        return ExitCode::FAILURE;
     }
-    std::process::ExitCode::SUCCESS
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return ExitCode::from(cli::Exit::Internal.code()) };
+    ExitCode::from(runtime.block_on(cli::main(std::env::args_os().collect(), &cli::Parts)))
 }

@@ -97,8 +97,15 @@ async fn start(
 ) -> (Broker, mpsc::UnboundedReceiver<ChildEvent>) {
     let server = server().await;
     let (sender, events) = mpsc::unbounded_channel();
-    let settings =
-        BrokerSettings { server: &server, state, trust, limits: StoreLimits::default(), guard, now: now() };
+    let settings = BrokerSettings {
+        server: &server,
+        state,
+        trust,
+        limits: StoreLimits::default(),
+        listen: [127, 0, 0, 1].into(),
+        guard,
+        now: now(),
+    };
     let broker = Broker::start(settings, move |event| {
         let _ = sender.send(event);
     });
@@ -535,8 +542,15 @@ async fn a_broker_that_cannot_start_says_why_and_leaves_nothing() {
     std::fs::write(state.jetstream(), "not a folder").unwrap();
     let server = server().await;
     let limits = StoreLimits::default();
-    let settings =
-        BrokerSettings { server: &server, state: &state, trust: &trust, limits, guard: None, now: now() };
+    let settings = BrokerSettings {
+        server: &server,
+        state: &state,
+        trust: &trust,
+        limits,
+        listen: [127, 0, 0, 1].into(),
+        guard: None,
+        now: now(),
+    };
     let error = Broker::start(settings, |_| {}).await.err().unwrap().to_string();
     assert!(error.contains("ended at once") && error.contains("nats-server.log"), "{error}");
     assert!(error.lines().count() > 1, "the server's own words: {error}");

@@ -123,7 +123,10 @@ mod tests {
     #[test]
     fn a_dispatch_for_another_is_dropped() {
         check(|d, _, _| d.to.zone = Zone::new("pay").expect("name"), Decision::Drop(Refusal::Misdirected));
-        check(|d, _, _| d.to.agent = Agent::new("web-2").expect("name"), Decision::Drop(Refusal::Misdirected));
+        check(
+            |d, _, _| d.to.agent = Agent::new("web-2").expect("name"),
+            Decision::Drop(Refusal::Misdirected),
+        );
         let stranger = SigningKey::from_secret([2; 32]).public().clone();
         check(|d, _, _| d.to.agent_key = stranger, Decision::Drop(Refusal::Misdirected));
         check(

@@ -33,8 +33,10 @@ const COUNTER_STEP: u64 = 100_000;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file cannot be opened or read.
-    #[error("cannot open the journal {path}: {problem}; if the file is damaged, move it away: the agent then \
-             starts as a new incarnation and what the old one held is settled as unknown")]
+    #[error(
+        "cannot open the journal {path}: {problem}; if the file is damaged, move it away: the agent then \
+             starts as a new incarnation and what the old one held is settled as unknown"
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -129,7 +131,10 @@ impl Journal {
 
     /// Marks an attempt as started. The program must not start before this is answered.
     pub fn started(&self, run: &RunId, attempt: u32, expires_ms: i64) -> Pending {
-        self.send(Write::Run { run: run.clone(), known: Known { attempt, phase: Phase::Started, expires_ms } })
+        self.send(Write::Run {
+            run: run.clone(),
+            known: Known { attempt, phase: Phase::Started, expires_ms },
+        })
     }
 
     /// Marks an attempt as one that will never start.

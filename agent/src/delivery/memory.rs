@@ -68,7 +68,9 @@ impl Memory {
 
     /// Attempts that the controller should know this agent holds: all without a receipt.
     pub fn held(&self) -> impl Iterator<Item = (&RunId, &Known)> {
-        self.runs.iter().filter(|(_, k)| matches!(k.phase, Phase::Accepted | Phase::Started | Phase::Finished))
+        self.runs
+            .iter()
+            .filter(|(_, k)| matches!(k.phase, Phase::Accepted | Phase::Started | Phase::Finished))
     }
 
     /// Settled runs whose orders have expired by more than a day: nothing can replay them.

@@ -9,7 +9,8 @@ use crate::sandbox::Mode;
 /// Facts of the host that a heartbeat carries. What cannot be read is empty, never guessed.
 pub fn host_facts(shared: &Shared) -> HostFacts {
     let uname = nix::sys::utsname::uname().ok();
-    let text = |value: Option<&std::ffi::OsStr>| value.map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
+    let text =
+        |value: Option<&std::ffi::OsStr>| value.map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
     HostFacts {
         hostname: text(uname.as_ref().map(|u| u.nodename())),
         os: pretty_name(&read("/etc/os-release")),

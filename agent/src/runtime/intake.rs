@@ -68,7 +68,11 @@ impl CheckedOrder {
     /// Whether this agent is among the order's targets. A selector is satisfied by the agent's own labels only.
     pub fn is_for(&self, shared: &Shared) -> Result<(), Refusal> {
         let (me, labels) = (&shared.me, &shared.config.labels);
-        if self.order.targets.matches(&me.zone, &me.agent, labels) { Ok(()) } else { Err(Refusal::NotATarget) }
+        if self.order.targets.matches(&me.zone, &me.agent, labels) {
+            Ok(())
+        } else {
+            Err(Refusal::NotATarget)
+        }
     }
 }
 

@@ -27,9 +27,7 @@ use sally_common::id::{Digest, Nonce, RunId};
 use sally_common::nats::connect::{ConnectSettings, ConnectionEvent, connect};
 use sally_common::subject::Channel;
 use sally_common::wire::command::{RunAttempt, To};
-use sally_common::wire::report::{
-    AgentCondition, Ask, Heartbeat, News, Question, Slots, SpoolStatus, State,
-};
+use sally_common::wire::report::{AgentCondition, Ask, Heartbeat, News, Question, Slots, SpoolStatus, State};
 use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -196,7 +194,8 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
 fn lock(dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>, AgentError> {
     let path = dir.join("agent.lock");
     let failed = |error| AgentError::State { path: path.display().to_string(), error };
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| AgentError::AlreadyRunning(dir.display().to_string()))
 }
@@ -223,7 +222,8 @@ async fn reach_launcher(config: &Config) -> Result<(Launcher, bool), SandboxErro
 /// Ends a launcher that this agent started. Keepers with a run finish it by themselves.
 async fn stop_launcher(shared: &Shared) {
     if let Ok(info) = shared.launcher.refresh().await {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(info.pid), nix::sys::signal::Signal::SIGTERM);
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(info.pid), nix::sys::signal::Signal::SIGTERM);
     }
 }
 
@@ -303,7 +303,8 @@ impl Agent {
 
     fn task(&self, note: Note) -> (Run, mpsc::Sender<Word>) {
         let (sender, words) = mpsc::channel(WORDS);
-        let run = Run::new(self.shared.clone(), note, words, self.milestones.clone(), self.connected.subscribe());
+        let run =
+            Run::new(self.shared.clone(), note, words, self.milestones.clone(), self.connected.subscribe());
         (run, sender)
     }
 
@@ -392,7 +393,11 @@ impl Agent {
         }
     }
 
-    async fn dispatch(&mut self, dispatch: sally_common::wire::command::Dispatch, order: intake::CheckedOrder) {
+    async fn dispatch(
+        &mut self,
+        dispatch: sally_common::wire::command::Dispatch,
+        order: intake::CheckedOrder,
+    ) {
         let known = self.memory.get(&dispatch.run);
         let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
         let now = Now { at_ms: self.shared.now_ms(), free, open: self.open };
@@ -415,7 +420,8 @@ impl Agent {
                 self.news(&dispatch.run, dispatch.attempt, News::Refused { reason, message }).await;
             }
             Decision::Take => {
-                let cancelled = self.cancelled.get(&dispatch.run).is_some_and(|(a, _)| *a >= dispatch.attempt);
+                let cancelled =
+                    self.cancelled.get(&dispatch.run).is_some_and(|(a, _)| *a >= dispatch.attempt);
                 let problem = if cancelled { Err(Refusal::Cancelled) } else { order.is_for(&self.shared) };
                 if let Err(reason) = problem {
                     return self.close(&dispatch.run, dispatch.attempt, expires_ms, reason).await;

@@ -146,10 +146,18 @@ impl Said {
             state,
             json: result.json.and_then(|j| RawValue::from_string(mask(j.as_str())).ok()),
             error: result.error.map(|e| ResultError { offset: e.offset, message: mask(&e.message) }),
-            failure: result.failure.map(|f| Failure { code: f.code, text: mask(&f.text), retryable: f.retryable }),
+            failure: result.failure.map(|f| Failure {
+                code: f.code,
+                text: mask(&f.text),
+                retryable: f.retryable,
+            }),
             changed: result.changed,
             progress: result.progress.as_ref().map(progress),
-            artifacts: result.artifacts.into_iter().map(|a| Artifact { name: a.name, path: a.path }).collect(),
+            artifacts: result
+                .artifacts
+                .into_iter()
+                .map(|a| Artifact { name: a.name, path: a.path })
+                .collect(),
         }
     }
 }

@@ -65,7 +65,8 @@ impl Outgoing {
     pub fn mask(&mut self, value: &str) -> io::Result<()> {
         if self.masker.add(value).is_ok() && self.masked.is_none() {
             let path = self.masked_path();
-            let mut copy = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
+            let mut copy =
+                OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
             io::copy(&mut io::Read::take(File::open(&self.raw)?, self.raw_at), &mut copy)?;
             self.masked = Some(copy);
         }
@@ -129,7 +130,10 @@ impl Outgoing {
     }
 
     fn file(&self) -> io::Result<&File> {
-        self.masked.as_ref().or(self.raw_file.as_ref()).ok_or_else(|| io::Error::other("nothing was read yet"))
+        self.masked
+            .as_ref()
+            .or(self.raw_file.as_ref())
+            .ok_or_else(|| io::Error::other("nothing was read yet"))
     }
 
     /// The controller has stored this much. It may ask for less than was sent: then it lost some.

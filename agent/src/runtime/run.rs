@@ -194,7 +194,8 @@ impl Run {
 
     /// Goes on with an attempt that another agent process began.
     pub async fn adopt(mut self, folder: RunFolder, slot: u16) {
-        let streams = (Outgoing::new("stdout", folder.stdout_path()), Outgoing::new("stderr", folder.stderr_path()));
+        let streams =
+            (Outgoing::new("stdout", folder.stdout_path()), Outgoing::new("stderr", folder.stderr_path()));
         let body = match folder.events() {
             Ok(events) => {
                 let (stdout, stderr) = streams;
@@ -215,7 +216,8 @@ impl Run {
                 return self.owe(body, vec![live.stdout, live.stderr]).await;
             }
             Err(error) => {
-                let ending = Ending::interrupted(format!("its run folder cannot be read after a restart: {error}"));
+                let ending =
+                    Ending::interrupted(format!("its run folder cannot be read after a restart: {error}"));
                 self.result(ending, None, Said::nothing(), empty(), empty())
             }
         };
@@ -225,7 +227,8 @@ impl Run {
 
     /// Settles an attempt that was marked as started and of which nothing else is left.
     pub async fn interrupted(mut self) {
-        let ending = Ending::interrupted("the host or its keeper went down under it; it may have run in part");
+        let ending =
+            Ending::interrupted("the host or its keeper went down under it; it may have run in part");
         let body = self.result(ending, None, Said::nothing(), empty(), empty());
         self.owe(body, Vec::new()).await;
     }
@@ -358,7 +361,8 @@ impl Run {
         let config = &self.shared.config;
         if !config.profiles.contains(&task.profile) {
             let allowed: Vec<_> = config.profiles.iter().map(|p| p.word()).collect();
-            let message = format!("profile {} is not allowed here, only {}", task.profile, allowed.join(", "));
+            let message =
+                format!("profile {} is not allowed here, only {}", task.profile, allowed.join(", "));
             return Err(Stop::Refused(Refusal::Policy, message));
         }
         let profile = outcome::inner_profile(task.profile);
@@ -390,7 +394,8 @@ impl Run {
         let mut require = Vec::new();
         for name in &task.require_layers {
             let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name);
-            let unknown = || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
+            let unknown =
+                || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
             require.push(layer.ok_or_else(unknown)?);
         }
         let stream_bytes = script::ResultLimits::default().stream_bytes;
@@ -421,7 +426,9 @@ impl Run {
         let fetched = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces).await;
         fetched.map_err(|problem| match problem {
             blob::Problem::Refused(reason, message) => Stop::Refused(reason, message),
-            blob::Problem::Expired => Stop::Refused(Refusal::Expired, "expired while its program was fetched".into()),
+            blob::Problem::Expired => {
+                Stop::Refused(Refusal::Expired, "expired while its program was fetched".into())
+            }
         })
     }
 
@@ -562,7 +569,9 @@ impl Run {
                 }
             }
         }
-        if live.streaming && let Some(said) = live.progress.take() {
+        if live.streaming
+            && let Some(said) = live.progress.take()
+        {
             self.news(News::Progress { progress: outcome::progress(&said) }).await;
         }
     }
@@ -644,7 +653,9 @@ impl Run {
             reason: ending.reason,
             message: ending.message,
             started_ms: record.and_then(|r| r.started_at_unix_ms).and_then(|t| i64::try_from(t).ok()),
-            finished_ms: record.and_then(|r| i64::try_from(r.finished_at_unix_ms).ok()).unwrap_or_else(now_ms),
+            finished_ms: record
+                .and_then(|r| i64::try_from(r.finished_at_unix_ms).ok())
+                .unwrap_or_else(now_ms),
             duration_ms: record.filter(|r| r.started_at_unix_ms.is_some()).map(|r| r.duration_ms),
             result_state: said.state,
             result: said.json,
@@ -727,11 +738,11 @@ impl Run {
     fn reopen_streams(&self, body: &[u8]) -> Vec<Outgoing> {
         let Ok(message) = wire::read::<ResultMessage>(body) else { return Vec::new() };
         let dir = self.dir();
-        let all = [("stdout", "stdout", Some(&message.stdout)), ("stderr", "stderr", Some(&message.stderr)), (
-            "result",
-            RESULT_JSON,
-            message.result_stream.as_ref(),
-        )];
+        let all = [
+            ("stdout", "stdout", Some(&message.stdout)),
+            ("stderr", "stderr", Some(&message.stderr)),
+            ("result", RESULT_JSON, message.result_stream.as_ref()),
+        ];
         let mut streams = Vec::new();
         for (name, file, end) in all {
             let Some(end) = end.filter(|end| end.inline.is_none()) else { continue };

@@ -43,7 +43,13 @@ struct ControllerClock {
 
 impl Shared {
     /// Joins the parts.
-    pub fn new(config: Config, me: To, client: async_nats::Client, launcher: Launcher, journal: Journal) -> Self {
+    pub fn new(
+        config: Config,
+        me: To,
+        client: async_nats::Client,
+        launcher: Launcher,
+        journal: Journal,
+    ) -> Self {
         let runs_dir = config.state_dir.join("runs");
         let clock = ControllerClock { said_ms: i64::MIN / 2, heard: Instant::now() };
         Shared {

@@ -1,5 +1,6 @@
 //! The configuration of the broker of `sally up`, as text.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use sally_common::nats::accounts::{Trust, TrustError};
@@ -29,7 +30,9 @@ impl Default for StoreLimits {
 pub struct ServerConfig<'a> {
     /// The accounts and who may do what.
     pub trust: &'a Trust,
-    /// The loopback port; `None`: the system picks one.
+    /// The address it listens on; loopback unless agents elsewhere are to reach it.
+    pub listen: IpAddr,
+    /// The port; `None`: the system picks one.
     pub port: Option<u16>,
     /// Where the server writes which port it got.
     pub ports_dir: &'a Path,
@@ -60,6 +63,7 @@ impl ServerConfig<'_> {
     /// [`ConfigError`].
     pub fn render(&self, now: u64) -> Result<String, ConfigError> {
         let port = self.port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
+        let listen = self.listen;
         let mut accounts = String::new();
         for (key, jwt) in self.trust.account_jwts(now)? {
             accounts.push_str(&format!("  {key}: {jwt}\n"));
@@ -67,8 +71,8 @@ impl ServerConfig<'_> {
         Ok(format!(
             "# Written by `sally up` at every start; changes made here are lost.\n\
              server_name: \"sally-up\"\n\
-             # Loopback only, and no monitoring port: nothing here is reachable from elsewhere.\n\
-             host: \"127.0.0.1\"\n\
+             # One address, and no monitoring port.\n\
+             host: \"{listen}\"\n\
              port: {port}\n\
              ports_file_dir: {ports_dir}\n\
              max_payload: {MAX_PAYLOAD_BYTES}\n\
@@ -125,7 +129,9 @@ mod tests {
     fn render(port: Option<u16>, store: &Path) -> Result<String, ConfigError> {
         let trust = Trust::new("sally").unwrap();
         let limits = StoreLimits::default();
-        ServerConfig { trust: &trust, port, ports_dir: Path::new("/run"), store_dir: store, limits }.render(1)
+        let listen = IpAddr::from([127, 0, 0, 1]);
+        ServerConfig { trust: &trust, listen, port, ports_dir: Path::new("/run"), store_dir: store, limits }
+            .render(1)
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The broker of `sally up`: a supervised nats-server on a loopback port that the system picks once.
+//! The broker of `sally up`: a supervised nats-server on a port, loopback unless asked otherwise, that the system picks once.
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct BrokerSettings<'a> {
     pub trust: &'a Trust,
     /// What its store may take.
     pub limits: StoreLimits,
+    /// The address it listens on; loopback unless agents elsewhere are to reach it.
+    pub listen: IpAddr,
     /// See [`ChildSpec::guard`].
     pub guard: Option<PathBuf>,
     /// Seconds since 1970.
@@ -46,6 +49,7 @@ pub struct BrokerSettings<'a> {
 /// A running broker. Dropped without [`Broker::stop`], it is killed.
 pub struct Broker {
     supervisor: Supervisor,
+    address: IpAddr,
     port: u16,
 }
 
@@ -140,15 +144,17 @@ impl Broker {
         };
         // A restart reads the file again and must come back where the clients look for it.
         write_config(&settings, Some(port))?;
-        Ok(Self { supervisor, port })
+        let any = settings.listen.is_unspecified();
+        let address = if any { IpAddr::from([127, 0, 0, 1]) } else { settings.listen };
+        Ok(Self { supervisor, address, port })
     }
 
     /// Where to connect.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", SocketAddr::new(self.address, self.port))
     }
 
-    /// The loopback port, the same for the life of this value.
+    /// The port, the same for the life of this value.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -168,6 +174,7 @@ fn write_config(settings: &BrokerSettings<'_>, port: Option<u16>) -> Result<(), 
     let state = settings.state;
     let text = ServerConfig {
         trust: settings.trust,
+        listen: settings.listen,
         port,
         ports_dir: &state.run(),
         store_dir: &state.jetstream(),

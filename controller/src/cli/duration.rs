@@ -18,7 +18,9 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     }
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let Ok(number) = rest[..digits].parse::<u64>() else { return bad("a number is missing or too large") };
+        let Ok(number) = rest[..digits].parse::<u64>() else {
+            return bad("a number is missing or too large");
+        };
         rest = &rest[digits..];
         let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let Some((_, unit)) = UNITS.iter().find(|(name, _)| *name == &rest[..letters]) else {
@@ -40,7 +42,9 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
 /// The same for what must last some time.
 pub(super) fn parse_positive(text: &str) -> Result<Duration, String> {
     match parse(text)? {
-        Duration::ZERO => Err(format!("\"{}\" is no time at all: write at least 1ms", sally_common::name::show(text))),
+        Duration::ZERO => {
+            Err(format!("\"{}\" is no time at all: write at least 1ms", sally_common::name::show(text)))
+        }
         some => Ok(some),
     }
 }
@@ -76,7 +80,20 @@ mod tests {
 
     #[test]
     fn a_bad_one_is_named() {
-        for bad in ["", "10", "s", "10x", "10S", "1.5h", "-1s", "30m1h", "1s1s", " 1s", "99999999999999999999s", "4000d"] {
+        for bad in [
+            "",
+            "10",
+            "s",
+            "10x",
+            "10S",
+            "1.5h",
+            "-1s",
+            "30m1h",
+            "1s1s",
+            " 1s",
+            "99999999999999999999s",
+            "4000d",
+        ] {
             let error = parse(bad).expect_err(bad);
             assert!(error.contains(&format!("\"{bad}\" is not a duration")), "{error}");
         }
@@ -85,7 +102,9 @@ mod tests {
 
     #[test]
     fn people_see_two_units() {
-        for (ms, text) in [(7, "7ms"), (1_250, "1.2s"), (61_000, "1m01s"), (3_660_000, "1h01m"), (90_000_000, "1d01h")] {
+        for (ms, text) in
+            [(7, "7ms"), (1_250, "1.2s"), (61_000, "1m01s"), (3_660_000, "1h01m"), (90_000_000, "1d01h")]
+        {
             assert_eq!(show(ms), text);
         }
     }

@@ -54,15 +54,18 @@ impl From<ClientError> for CliError {
             }
             ClientError::Broker { .. } => Self::new(Exit::Unreachable, message)
                 .hint("is `sally up` running? `sally context show` says which broker is meant"),
-            ClientError::NoController { .. } => Self::new(Exit::Unreachable, message)
-                .hint("the broker runs but `sally serve` or `sally up` does not serve; start it and try again"),
+            ClientError::NoController { .. } => Self::new(Exit::Unreachable, message).hint(
+                "the broker runs but `sally serve` or `sally up` does not serve; start it and try again",
+            ),
             ClientError::NotTrusted { .. } => Self::new(Exit::Unreachable, message)
                 .hint("get a new context file from whoever runs the controller"),
-            ClientError::Uncertain { ref request_id, .. } => Self::new(Exit::Unreachable, message)
-                .hint(format!("repeat the command with --request-id {request_id}: it then runs at most once")),
+            ClientError::Uncertain { ref request_id, .. } => Self::new(Exit::Unreachable, message).hint(
+                format!("repeat the command with --request-id {request_id}: it then runs at most once"),
+            ),
             ClientError::TooLarge { .. } => Self::usage(message),
-            ClientError::Key(_) | ClientError::Creds(_) => Self::usage(message)
-                .hint("the context names this file: see `sally context show`"),
+            ClientError::Key(_) | ClientError::Creds(_) => {
+                Self::usage(message).hint("the context names this file: see `sally context show`")
+            }
             ClientError::Shape { .. } | ClientError::Upload(_) => Self::internal(message),
         }
     }
@@ -73,7 +76,8 @@ impl From<ContextError> for CliError {
         let none = matches!(error, ContextError::None);
         let failed = Self::usage(error.to_string());
         if none {
-            return failed.hint("start a controller with `sally up`, or name a context file with --context PATH");
+            return failed
+                .hint("start a controller with `sally up`, or name a context file with --context PATH");
         }
         failed
     }
@@ -124,7 +128,8 @@ pub(super) fn report(error: &CliError, json: bool) -> Exit {
 fn words(error: &CliError, as_json: bool) -> String {
     let CliError { exit, message, hint } = error;
     if as_json {
-        return json!({"code": exit.word(), "exit": exit.code(), "message": message, "hint": hint}).to_string();
+        return json!({"code": exit.word(), "exit": exit.code(), "message": message, "hint": hint})
+            .to_string();
     }
     // The controller's words may quote what others wrote.
     let message = text::sanitise(message);

@@ -27,6 +27,7 @@ mod run;
 mod table;
 mod task;
 mod text;
+mod up;
 mod version;
 
 use std::ffi::OsString;
@@ -39,6 +40,7 @@ use crate::client::Client;
 use crate::context::{Context, Store};
 pub use error::CliError;
 pub use exit::Exit;
+pub use up::Parts;
 
 /// Run scripts inside isolated network zones, over connections that only ever go out.
 ///
@@ -105,6 +107,13 @@ pub struct UpArgs {
     /// The agents' zone
     #[arg(long, value_name = "ZONE", default_value = "local")]
     pub zone: sally_common::name::Zone,
+    /// Prepare credentials and configuration of an agent that you start yourself with `sally-agent run`; they
+    /// are in DIR/agents/NAME (can be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub prepare: Vec<sally_common::name::Agent>,
+    /// Address on which the broker listens; another than loopback lets agents elsewhere reach it
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub listen: std::net::IpAddr,
     /// The nats-server program [default: the project's own copy, or the one on PATH]
     #[arg(long, value_name = "PROGRAM", env = "SALLY_NATS_SERVER")]
     pub nats_server: Option<PathBuf>,

@@ -101,7 +101,10 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
         }
         Call::Blob { digest, offset, total } => {
             if total > BLOB_MAX {
-                return Err(usage(format!("{total} bytes are more than the {BLOB_MAX} that may be sent"), None));
+                return Err(usage(
+                    format!("{total} bytes are more than the {BLOB_MAX} that may be sent"),
+                    None,
+                ));
             }
             let state = service.blobs.put_chunk(digest, offset, total, payload).await.map_err(internal)?;
             value(&BlobStored { bytes: state.bytes, complete: state.complete })
@@ -111,7 +114,9 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             value(&Resolved { targets: found.into_iter().map(|(_, t)| t).collect() })
         }
         Call::Job { id } => value(&records::job(&find(service, &id).await?)),
-        Call::Runs { job, from, content, states } => value(&runs(service, &job, from, content, &states).await?),
+        Call::Runs { job, from, content, states } => {
+            value(&runs(service, &job, from, content, &states).await?)
+        }
         Call::Jobs { before, limit } => {
             let limit = limit.clamp(1, PAGE_JOBS);
             let mut jobs = service.ledger.jobs(before.as_ref(), limit + 1).await.map_err(internal)?;
@@ -123,7 +128,10 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
         Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
         Call::Watch { job, inbox, output } => {
             if !is_caller_inbox(&inbox) {
-                return Err(usage(format!("{} is no caller's inbox", sally_common::name::show(&inbox)), None));
+                return Err(usage(
+                    format!("{} is no caller's inbox", sally_common::name::show(&inbox)),
+                    None,
+                ));
             }
             service.watchers().add(job.clone(), &inbox, output);
             value(&records::job(&job_of(service, &job).await?))
@@ -160,7 +168,9 @@ async fn find(service: &Service, id: &str) -> Result<Job, ApiError> {
             message: format!("there is no job \"{}\"", sally_common::name::show(id)),
             hint: Some("see which there are with `sally job ls`".into()),
         }),
-        FoundJob::Ambiguous(n) => Err(usage(format!("{n} jobs have ids that begin with \"{id}\""), Some("give more of the id"))),
+        FoundJob::Ambiguous(n) => {
+            Err(usage(format!("{n} jobs have ids that begin with \"{id}\""), Some("give more of the id")))
+        }
     }
 }
 
@@ -207,7 +217,8 @@ async fn runs(
 
 async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Result<LogPart, ApiError> {
     let row = service.ledger.run(run).await.map_err(internal)?;
-    let not_found = || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
+    let not_found =
+        || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
     let row = row.ok_or_else(not_found)?;
     let stream = stream.parse::<Stream>().ok().filter(|s| *s != Stream::Result);
     let stream = stream.ok_or_else(|| usage("a stream is stdout or stderr".into(), None))?;
@@ -226,9 +237,13 @@ async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Resul
     let key = LogKey { run: run.clone(), attempt: row.attempt, stream };
     let part = service.logs.read(&key, offset, LOG_PART).await.map_err(internal)?;
     Ok(match part {
-        Some(part) => {
-            LogPart { data: encode(&part.bytes), offset: part.offset, stored: part.status.stored, ended, dropped }
-        }
+        Some(part) => LogPart {
+            data: encode(&part.bytes),
+            offset: part.offset,
+            stored: part.status.stored,
+            ended,
+            dropped,
+        },
         None => LogPart { data: String::new(), offset, stored: 0, ended, dropped },
     })
 }

@@ -82,7 +82,8 @@ async fn nudge(service: &Service, nudges: &mut HashMap<RunId, Nudge>, now: i64) 
             due.push(run);
         }
     }
-    let (cancelled, waiting): (Vec<_>, Vec<_>) = due.into_iter().partition(|r| r.cancel_requested_ms.is_some());
+    let (cancelled, waiting): (Vec<_>, Vec<_>) =
+        due.into_iter().partition(|r| r.cancel_requested_ms.is_some());
     let waiting: Vec<_> = waiting.into_iter().filter(|r| r.state == RunState::Dispatched).collect();
     service.send_cancels(&cancelled).await;
     if !waiting.is_empty() {

@@ -115,7 +115,9 @@ impl Service {
     async fn send(&self, ready: Vec<(&Run, To, u32)>, now: i64) -> Result<usize, LedgerError> {
         // What is on record as dispatched to this incarnation under this attempt needs no new mark.
         let is_marked = |run: &Run, to: &To, attempt: u32| {
-            run.state == RunState::Dispatched && run.attempt == attempt && run.incarnation == Some(to.incarnation)
+            run.state == RunState::Dispatched
+                && run.attempt == attempt
+                && run.incarnation == Some(to.incarnation)
         };
         let marks = ready.iter().filter(|(run, to, attempt)| !is_marked(run, to, *attempt));
         let marks: Vec<DispatchMark> = marks

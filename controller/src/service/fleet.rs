@@ -35,7 +35,9 @@ impl Member {
     /// The controller's judgement.
     pub fn state(&self, now_ms: i64) -> AgentState {
         match (&self.heartbeat, self.seen_ms) {
-            (Some(beat), Some(seen)) => AgentState::judge(now_ms - seen, beat.interval_s, beat.goodbye.is_some()),
+            (Some(beat), Some(seen)) => {
+                AgentState::judge(now_ms - seen, beat.interval_s, beat.goodbye.is_some())
+            }
             _ => AgentState::Offline,
         }
     }
@@ -73,7 +75,9 @@ impl Member {
             sandbox_mode: text(|b| &b.sandbox.mode),
             profiles: beat.map(|b| b.sandbox.profiles.clone()).unwrap_or_default(),
             spool_results: beat.map_or(0, |b| b.spool.results),
-            refused: beat.map(|b| b.refused.iter().map(|(r, n)| (r.code(), *n)).collect()).unwrap_or_default(),
+            refused: beat
+                .map(|b| b.refused.iter().map(|(r, n)| (r.code(), *n)).collect())
+                .unwrap_or_default(),
             last_error: beat.and_then(|b| b.last_error.clone()),
             waiting,
         }
@@ -150,7 +154,8 @@ impl Fleet {
             })
             .map(|m| {
                 let online = m.state(now_ms) != AgentState::Offline;
-                let target = Target { zone: m.enrolled.zone.clone(), agent: m.enrolled.agent.clone(), online };
+                let target =
+                    Target { zone: m.enrolled.zone.clone(), agent: m.enrolled.agent.clone(), online };
                 (m.enrolled.clone(), target)
             })
             .collect();
@@ -201,7 +206,8 @@ mod tests {
         let fleet = fleet(&[("dmz", "web-1"), ("dmz", "web-2"), ("pay", "web-1")]);
         let targets = Targets { agents: agents.iter().map(|s| (*s).into()).collect(), ..Targets::default() };
         let found = fleet.resolve(&targets, 0).map_err(|e| e.code);
-        let found = found.map(|f| f.iter().map(|(e, _)| format!("{}/{}", e.zone, e.agent)).collect::<Vec<_>>());
+        let found =
+            found.map(|f| f.iter().map(|(e, _)| format!("{}/{}", e.zone, e.agent)).collect::<Vec<_>>());
         assert_eq!(found, expected.map(|e| e.iter().map(|s| (*s).to_owned()).collect()));
     }
 

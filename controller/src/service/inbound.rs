@@ -12,8 +12,8 @@ use sally_common::wire::{self, Envelope, HEADER_SIGNATURE, Kind, Refusal, VERSIO
 
 use super::{Service, records};
 use crate::ledger::{
-    AgentSeen, Change, LedgerError, Noted, ProgressMark, Refused, Report, ReportKind, Seen, Settled, Settlement,
-    StartMark,
+    AgentSeen, Change, LedgerError, Noted, ProgressMark, Refused, Report, ReportKind, Seen, Settled,
+    Settlement, StartMark,
 };
 use crate::store::{Finished, LogKey, StoreError, Stream};
 
@@ -278,8 +278,7 @@ async fn lost_journal(
     incarnation: sally_common::id::Incarnation,
 ) -> Result<(), Problem> {
     loop {
-        let lost =
-            service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, now_ms()).await?;
+        let lost = service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, now_ms()).await?;
         for change in &lost.changes {
             tell(service, change, None).await;
         }
@@ -294,7 +293,9 @@ async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     signed.is_from(&ask.from)?;
     let to = signed.to(&ask.from);
     match ask.question {
-        Question::Work { credit, boot, ref held } => work(service, &signed, &ask, to, credit, boot, held).await,
+        Question::Work { credit, boot, ref held } => {
+            work(service, &signed, &ask, to, credit, boot, held).await
+        }
         Question::Blob { ref run, digest, offset, chunks } => {
             blob(service, &signed, to, run, digest, offset, chunks).await
         }
@@ -329,7 +330,8 @@ async fn work(
     let cancels = service.ledger.to_cancel(&signed.zone, &signed.agent, CANCELS_READ).await?;
     service.send_cancels(&cancels).await;
     let waiting = service.ledger.waiting_for(&signed.zone, &signed.agent, WAITING_READ).await?;
-    let holds = |run: &crate::ledger::Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
+    let holds =
+        |run: &crate::ledger::Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
     let due: Vec<_> = waiting.into_iter().filter(|run| !holds(run)).collect();
     let now = due.len().min(credit as usize);
     service.dispatch_to(&to, &due[..now]).await?;
@@ -373,7 +375,8 @@ async fn blob(
     let order = if mine { service.ledger.order_of(run.job()).await? } else { None };
     let Some((order, _)) = order else { return Err(Refusal::Misdirected.into()) };
     let is_order = Digest::of(&order) == digest;
-    let is_named = wire::read::<wire::order::Order>(&order).is_ok_and(|o| o.blobs().any(|c| c.digest == digest));
+    let is_named =
+        wire::read::<wire::order::Order>(&order).is_ok_and(|o| o.blobs().any(|c| c.digest == digest));
     for n in 0..u64::from(chunks.min(CHUNKS_MAX)) {
         let at = offset + n * BLOB_CHUNK as u64;
         let (bytes, total) = if is_order {

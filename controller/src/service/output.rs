@@ -109,7 +109,8 @@ async fn take(service: &Service, message: &async_nats::Message, due: &mut HashMa
     if stream != Stream::Result {
         service.tell_output(&head.run, &agent, &head.stream, head.offset, bytes).await;
     }
-    let entry = due.entry(key.clone()).or_insert(Due { to, stored, receipted: head.offset, since: Instant::now() });
+    let entry =
+        due.entry(key.clone()).or_insert(Due { to, stored, receipted: head.offset, since: Instant::now() });
     entry.stored = stored;
     if entry.stored.saturating_sub(entry.receipted) >= RECEIPT_BYTES {
         receipt(service, &key, due).await;

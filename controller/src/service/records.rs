@@ -3,9 +3,7 @@
 use sally_common::clock::rfc3339;
 use sally_common::limit::RECORD_STREAM_PART;
 use sally_common::wire;
-use sally_common::wire::record::{
-    JobRecord, ResultState, RunRecord, SandboxRecord, TextEncoding,
-};
+use sally_common::wire::record::{JobRecord, ResultState, RunRecord, SandboxRecord, TextEncoding};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
 use serde_json::value::RawValue;
 
@@ -74,10 +72,8 @@ pub fn add_report(record: &mut RunRecord, message: &ResultMessage) -> bool {
     }
     record.artifacts.clone_from(&message.artifacts);
     record.usage = message.usage;
-    record.sandbox = message
-        .sandbox
-        .clone()
-        .map(|s| SandboxRecord { profile: s.profile, uid: s.uid, layers: s.layers });
+    record.sandbox =
+        message.sandbox.clone().map(|s| SandboxRecord { profile: s.profile, uid: s.uid, layers: s.layers });
     let out = inline(&message.stdout);
     let err = inline(&message.stderr);
     let whole = out.is_some() && err.is_some() && message.result_stream.is_none();
@@ -140,7 +136,13 @@ impl Service {
         RawValue::from_string(String::from_utf8(part.bytes).ok()?).ok()
     }
 
-    async fn add_stream(&self, record: &mut RunRecord, run: &Run, stream: Stream, message: Option<&ResultMessage>) {
+    async fn add_stream(
+        &self,
+        record: &mut RunRecord,
+        run: &Run,
+        stream: Stream,
+        message: Option<&ResultMessage>,
+    ) {
         let end = message.map(|m| if stream == Stream::Stdout { &m.stdout } else { &m.stderr });
         if end.is_some_and(|e| e.bytes == 0 || e.inline.is_some()) {
             return;

@@ -84,7 +84,8 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
     let prefix = Prefix::new(prefix).map_err(|e| problems.push(format!("prefix: {e}"))).ok();
     let key = SigningKey::read(&base.join(&written.key)).map_err(|e| problems.push(format!("key: {e}"))).ok();
     let trust = read_json(&base.join(&written.trust)).map_err(|e| problems.push(format!("trust: {e}"))).ok();
-    let agents = read_json(&base.join(&written.agents)).map_err(|e| problems.push(format!("agents: {e}"))).ok();
+    let agents =
+        read_json(&base.join(&written.agents)).map_err(|e| problems.push(format!("agents: {e}"))).ok();
     let data_dir = base.join(&written.data_dir);
     if let Err(e) = std::fs::create_dir_all(&data_dir) {
         problems.push(format!("data_dir: cannot make {}: {e}", data_dir.display()));

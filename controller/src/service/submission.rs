@@ -67,7 +67,10 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
         }
         ledger::Submitted::Conflict { existing } => Err(ApiError {
             code: ErrorCode::Conflict,
-            message: format!("request id {} was used for another submission, job {existing}", order.request_id),
+            message: format!(
+                "request id {} was used for another submission, job {existing}",
+                order.request_id
+            ),
             hint: Some("use another --request-id, or submit exactly the same".into()),
         }),
     }
@@ -79,7 +82,10 @@ fn new_run(enrolled: &Enrolled) -> NewRun {
 
 fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, ApiError> {
     if submit.order.len() > ORDER_MAX {
-        return Err(usage(format!("the order has {} bytes, more than {ORDER_MAX}", submit.order.len()), None));
+        return Err(usage(
+            format!("the order has {} bytes, more than {ORDER_MAX}", submit.order.len()),
+            None,
+        ));
     }
     let signers = service
         .trust
@@ -93,7 +99,10 @@ fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, Api
         wire::read(submit.order.as_bytes()).map_err(|refusal| usage(refusal.to_string(), None))?;
     order.check().map_err(|e| usage(e.to_string(), None))?;
     if order.expires_ms <= now_ms() {
-        return Err(usage("the order has expired already".into(), Some("check the clocks, or give a longer --expires")));
+        return Err(usage(
+            "the order has expired already".into(),
+            Some("check the clocks, or give a longer --expires"),
+        ));
     }
     Ok(order)
 }

@@ -91,7 +91,8 @@ impl Service {
         if inboxes.is_empty() {
             return;
         }
-        let change = Change::Output { run: run.clone(), agent: agent.clone(), stream: stream.to_owned(), offset };
+        let change =
+            Change::Output { run: run.clone(), agent: agent.clone(), stream: stream.to_owned(), offset };
         let event = Event { v: VERSION, job: run.job().clone(), change };
         let shown = if offset < PUSH_MAX { bytes } else { &[] };
         let body: bytes::Bytes = join_head(&event, shown).into();

@@ -1,0 +1,216 @@
+//! Flags that several commands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use sally_common::id::RequestId;
+use sally_common::name::{Agent, Zone};
+use sally_common::selector::{Selector, Targets};
+use sally_common::wire::api::Offline;
+use sally_common::wire::order::Profile;
+
+use super::{CliError, duration, text};
+
+/// How records are printed. The same records in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For people, one line per record, nothing shortened
+    Wide,
+    /// One JSON object
+    Json,
+    /// One JSON object per line and record
+    Jsonl,
+    /// The JSON object as YAML
+    Yaml,
+    /// Flat columns with a header
+    Csv,
+    /// Ids or names only, one per line
+    Name,
+}
+
+/// The output flag.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct OutputArgs {
+    /// How to print the records
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+}
+
+/// Who is meant.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Targets (values of one flag: or; different flags: and)")]
+pub(super) struct TargetArgs {
+    /// Agents: a name, ZONE/NAME, a pattern with * and ?, or @FILE with one of these per line
+    #[arg(short, long = "agent", value_name = "NAME|GLOB|@FILE")]
+    pub agents: Vec<String>,
+    /// Agents of this zone
+    #[arg(short, long = "zone", value_name = "ZONE")]
+    pub zones: Vec<Zone>,
+    /// Agents with these labels, as in 'role=web,tier in (a,b),!canary'
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// Every agent
+    #[arg(long)]
+    pub all: bool,
+}
+
+impl TargetArgs {
+    /// Checks what was written, reads files of names, and refuses the empty selection.
+    pub(super) fn targets(&self) -> Result<Targets, CliError> {
+        if let Some(text) = &self.selector {
+            Selector::parse(text).map_err(|e| {
+                CliError::usage(e.to_string())
+                    .hint("write 'k=v', 'k in (a,b)', 'k' or '!k', joined by commas")
+            })?;
+        }
+        let mut agents = Vec::new();
+        for word in &self.agents {
+            match word.strip_prefix('@') {
+                Some(file) => agents.extend(read_names(file)?),
+                None => agents.push(word.clone()),
+            }
+        }
+        agents.iter().try_for_each(|pattern| check_pattern(pattern))?;
+        let targets =
+            Targets { agents, zones: self.zones.clone(), selector: self.selector.clone(), all: self.all };
+        if targets.is_empty() {
+            return Err(CliError::usage("no target given: nothing runs anywhere unless you say where")
+                .hint("name agents with -a, a zone with -z, labels with -l, or all of them with --all"));
+        }
+        Ok(targets)
+    }
+}
+
+fn read_names(file: &str) -> Result<Vec<String>, CliError> {
+    let content = std::fs::read_to_string(file)
+        .map_err(|e| CliError::usage(format!("cannot read the agents of @{file}: {e}")))?;
+    let lines = content.lines().map(|l| l.split('#').next().unwrap_or("").trim());
+    let names: Vec<String> = lines.filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err(CliError::usage(format!("@{file} names no agent")));
+    }
+    Ok(names)
+}
+
+/// A pattern is a name whose characters may be `*` and `?`, or two with a slash between.
+fn check_pattern(pattern: &str) -> Result<(), CliError> {
+    let plain = |part: &str| part.replace(['*', '?'], "x");
+    let checked = match pattern.split_once('/') {
+        Some((zone, agent)) => {
+            Zone::new(&plain(zone)).map(|_| ()).and_then(|()| Agent::new(&plain(agent)).map(|_| ()))
+        }
+        None => Agent::new(&plain(pattern)).map(|_| ()),
+    };
+    checked.map_err(|_| {
+        CliError::usage(format!("\"{}\" names no agent", sally_common::name::show(pattern)))
+            .hint("write a NAME, ZONE/NAME, a pattern like 'web-*', or @FILE")
+    })
+}
+
+/// What to do with targets that are offline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum OfflineArg {
+    /// Their runs wait until they come back or the job expires
+    #[default]
+    Wait,
+    /// They are left out
+    Skip,
+    /// Nothing is submitted if one is offline
+    Fail,
+}
+
+impl From<OfflineArg> for Offline {
+    fn from(arg: OfflineArg) -> Self {
+        match arg {
+            OfflineArg::Wait => Offline::Wait,
+            OfflineArg::Skip => Offline::Skip,
+            OfflineArg::Fail => Offline::Fail,
+        }
+    }
+}
+
+/// What the task is given and held to.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Task")]
+pub(super) struct TaskArgs {
+    /// A parameter: k=text, or k:=json; the script reads them all in $SALLY_PARAMS_FILE
+    #[arg(short, long = "param", value_name = "K=V|K:=JSON")]
+    pub params: Vec<String>,
+    /// A file with a JSON object of parameters
+    #[arg(short = 'P', long, value_name = "FILE")]
+    pub params_file: Vec<PathBuf>,
+    /// A variable of the script's environment
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<String>,
+    /// A file that the script reads on standard input, or - for this command's own
+    #[arg(long, value_name = "FILE|-")]
+    pub stdin: Option<PathBuf>,
+    /// The level of isolation: strict (no network), net (with network), host (reads the host's files)
+    #[arg(long, value_name = "PROFILE", default_value = "strict", value_parser = str::parse::<Profile>)]
+    pub profile: Profile,
+    /// The longest a run may take; then TERM, and KILL after --grace
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration::parse_positive)]
+    pub timeout: Duration,
+    /// The time between TERM and KILL
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = duration::parse)]
+    pub grace: Duration,
+    /// After this time no agent starts it any more
+    #[arg(long, value_name = "DUR", default_value = "24h", value_parser = duration::parse_positive)]
+    pub expires: Duration,
+    /// A run without a structured result has failed
+    #[arg(long)]
+    pub require_result: bool,
+    /// Running it again does no harm, so it may be repeated after an interruption
+    #[arg(long)]
+    pub idempotent: bool,
+    /// Your own id of this submission: the same id again is the same job
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<RequestId>,
+}
+
+/// How to wait and what to show.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Waiting and output")]
+pub(super) struct WaitArgs {
+    /// What to do with targets that are offline
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "wait")]
+    pub offline: OfflineArg,
+    /// Stop waiting after this time; the job goes on, the exit code is 124
+    #[arg(long, value_name = "DUR", value_parser = duration::parse_positive, conflicts_with = "detach")]
+    pub wait: Option<Duration>,
+    /// Print the job's id and do not wait
+    #[arg(long, conflicts_with_all = ["stream", "output_dir", "plan"])]
+    pub detach: bool,
+    /// Show each line as it comes, with its agent's name
+    #[arg(long)]
+    pub stream: bool,
+    /// Write AGENT.out, AGENT.err and AGENT.json into this folder
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Say who would be reached with what, and submit nothing
+    #[arg(long, conflicts_with_all = ["stream", "output_dir", "wait"])]
+    pub plan: bool,
+    /// The encoding of what the scripts print, for showing it, as in gb18030
+    #[arg(long, value_name = "ENC", value_parser = text::encoding)]
+    pub encoding: Option<&'static encoding_rs::Encoding>,
+    #[command(flatten)]
+    pub format: OutputArgs,
+}
+
+impl WaitArgs {
+    /// Refuses what clap cannot see.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        let human = matches!(self.format.output, Format::Table | Format::Wide);
+        if self.stream && !human {
+            return Err(CliError::usage(
+                "--stream shows lines for people, so it goes with -o table or wide only",
+            )
+            .hint("-o jsonl prints each run as it ends; `sally job logs` has the bytes"));
+        }
+        Ok(())
+    }
+}

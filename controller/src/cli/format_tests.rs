@@ -1,0 +1,2 @@
+use super::super::tests::run;
+use super::*;

@@ -1,0 +1,128 @@
+//! A run's whole output, from the controller's store.
+
+use std::time::Duration;
+
+use sally_common::id::RunId;
+use sally_common::wire::api::{Call, RunPage};
+use sally_common::wire::record::{RunRecord, RunState};
+
+use super::CliError;
+use crate::client::Client;
+
+/// Both streams, in the order in which they are shown.
+pub(super) const STREAMS: [&str; 2] = ["stdout", "stderr"];
+/// How often a stream that is still on its way from the agent is asked for.
+const STILL_COMING: Duration = Duration::from_millis(100);
+/// Questions in a row without a new byte before it is said that output is missing.
+const PATIENCE: u32 = 100;
+
+/// How a stream was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Drained {
+    /// Where the next byte would begin.
+    pub next: u64,
+    /// Bytes beyond the bound, counted and gone.
+    pub dropped: u64,
+    /// Whether the stream has ended and all of it was read.
+    pub complete: bool,
+}
+
+/// Whether an ended run's output may still be on its way.
+pub(super) fn may_come(state: RunState) -> bool {
+    matches!(state, RunState::Succeeded | RunState::Failed | RunState::TimedOut | RunState::Cancelled)
+}
+
+/// Reads a stream from a byte on and hands each piece to `take`. With `wait` a stream that has not ended is
+/// waited for as long as bytes come, and ten seconds longer.
+pub(super) async fn drain(
+    client: &Client,
+    run: &RunId,
+    stream: &str,
+    from: u64,
+    wait: bool,
+    mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+) -> Result<Drained, CliError> {
+    let (mut next, mut idle) = (from, 0);
+    loop {
+        let part = client.log(run, stream, next).await?;
+        let bytes = data_encoding::BASE64
+            .decode(part.data.as_bytes())
+            .map_err(|_| CliError::internal("the controller sent output that is not base64"))?;
+        // A part may begin earlier than asked.
+        let skip = usize::try_from(next.saturating_sub(part.offset)).unwrap_or(usize::MAX).min(bytes.len());
+        let fresh = if part.offset > next { &[][..] } else { &bytes[skip..] };
+        if !fresh.is_empty() {
+            take(fresh)?;
+            next += fresh.len() as u64;
+            idle = 0;
+        } else {
+            idle += 1;
+        }
+        let complete = part.ended && next >= part.stored;
+        let stopped = fresh.is_empty() && (part.ended || !wait || idle > PATIENCE);
+        if complete || stopped {
+            return Ok(Drained { next, dropped: part.dropped, complete });
+        }
+        if fresh.is_empty() {
+            tokio::time::sleep(STILL_COMING).await;
+        }
+    }
+}
+
+/// A run's record with output and result inside.
+pub(super) async fn whole(client: &Client, run: &RunId) -> Result<RunRecord, CliError> {
+    let call = Call::Runs { job: run.job().clone(), from: run.index(), content: true, states: Vec::new() };
+    let page: RunPage = client.call(call).await?;
+    let found = page.runs.into_iter().find(|r| &r.run == run);
+    found.ok_or_else(|| CliError::internal(format!("the controller does not know run {run}")))
+}
+
+/// Where the last lines of a stream begin, as far as it is stored now.
+pub(super) async fn tail_start(
+    client: &Client,
+    run: &RunId,
+    stream: &str,
+    lines: usize,
+) -> Result<u64, CliError> {
+    let end = client.log(run, stream, u64::MAX).await?.stored;
+    let from = end.saturating_sub(TAIL_WINDOW);
+    let mut window = Vec::new();
+    drain(client, run, stream, from, false, |bytes| {
+        window.extend_from_slice(bytes);
+        Ok(())
+    })
+    .await?;
+    Ok(from + last_lines(&window, lines) as u64)
+}
+
+/// The most that is looked through for the last lines, in bytes.
+const TAIL_WINDOW: u64 = 4 * 1024 * 1024;
+
+/// Where the last so many lines begin; a line feed at the very end begins no line.
+fn last_lines(bytes: &[u8], lines: usize) -> usize {
+    if lines == 0 {
+        return bytes.len();
+    }
+    let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let feeds = body.iter().enumerate().rev().filter(|(_, b)| **b == b'\n');
+    feeds.map(|(at, _)| at + 1).nth(lines - 1).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_begin_after_a_line_feed() {
+        for (text, lines, rest) in [
+            ("a\nb\nc\n", 1, "c\n"),
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\nc\n", 9, "a\nb\nc\n"),
+            ("a\n", 0, ""),
+            ("", 3, ""),
+        ] {
+            assert_eq!(&text[last_lines(text.as_bytes(), lines)..], rest, "{text:?} {lines}");
+        }
+    }
+}
