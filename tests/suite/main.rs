@@ -1,1 +1,11 @@
-//! The whole suite: one binary, one module per subject.
+//! The whole suite: one binary, one module per subject. `harness` starts the real programs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
+
+mod basics;
+mod harness;

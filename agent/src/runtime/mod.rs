@@ -573,7 +573,8 @@ impl Agent {
 
     /// Asks for work when there is room and there may be some, one question at a time.
     async fn ask_if_useful(&mut self) {
-        if self.asked.is_some() || !(self.more || !self.open) || (self.open && self.free.is_empty()) {
+        let useful = !self.open || (self.more && !self.free.is_empty());
+        if self.asked.is_some() || !useful {
             return;
         }
         self.more = false;

@@ -214,3 +214,54 @@ impl WaitArgs {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(agents: &[&str]) -> Result<Targets, CliError> {
+        let agents = agents.iter().map(|a| (*a).to_owned()).collect();
+        TargetArgs { agents, ..TargetArgs::default() }.targets()
+    }
+
+    #[test]
+    fn targets_must_be_said_and_readable() {
+        for good in ["local-1", "dmz/web-*", "*", "web-0?"] {
+            assert!(targets(&[good]).is_ok(), "{good}");
+        }
+        for bad in ["", "/", "a/", "/a", "a/b/c", "A", "a b", "a.b"] {
+            assert!(targets(&[bad]).is_err_and(|e| e.exit.code() == 2), "{bad}");
+        }
+        assert!(targets(&[]).is_err_and(|e| e.message.contains("no target")));
+        let selector = TargetArgs { selector: Some("a in (".into()), ..TargetArgs::default() };
+        assert!(selector.targets().is_err_and(|e| e.message.contains("character")));
+    }
+
+    #[test]
+    fn a_file_names_agents() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("list");
+        std::fs::write(&path, "# shops\nshop-1\n dmz/web-* # all\n\n").expect("written");
+        let word = format!("@{}", path.display());
+        let found = targets(&[&word, "x"]).expect("targets");
+        assert_eq!(found.agents, ["shop-1", "dmz/web-*", "x"]);
+        std::fs::write(&path, "# none\n").expect("written");
+        assert!(targets(&[&word]).is_err_and(|e| e.message.contains("names no agent")));
+        assert!(targets(&["@/no/such"]).is_err_and(|e| e.message.contains("/no/such")));
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        wait: WaitArgs,
+    }
+
+    #[test]
+    fn lines_for_people_are_no_records() {
+        let check = |line: &str| <Line as clap::Parser>::parse_from(line.split(' ')).wait.check();
+        assert!(check("x --stream").is_ok());
+        assert!(check("x --stream -o wide").is_ok());
+        assert!(check("x -o json").is_ok());
+        assert!(check("x --stream -o json").is_err_and(|e| e.exit.code() == 2));
+    }
+}

@@ -201,3 +201,7 @@ fn read(path: Option<&Path>, what: &str) -> Result<Vec<u8>, CliError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;
