@@ -8,4 +8,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
 
 mod basics;
+mod demo;
 mod harness;
+mod isolation;
+mod outside;
+mod sockets;
