@@ -9,4 +9,8 @@
 #![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
 mod basics;
+mod demo;
 mod harness;
+mod isolation;
+mod outside;
+mod sockets;
