@@ -288,7 +288,7 @@ impl World {
         println!("SALLY_SEED={seed}");
         let up = Up::start(agents);
         // Part of every path, so of the environment or the arguments of every process that `up` starts.
-        let token = up.scratch().file_name().unwrap().to_str().unwrap().to_owned();
+        let token = up.dir().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
         World { up, effects: Effects::listen(), token, seed }
     }
 

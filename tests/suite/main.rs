@@ -9,5 +9,9 @@
 #![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
 mod basics;
+mod demo;
 mod harness;
 mod kills;
+mod isolation;
+mod outside;
+mod sockets;

@@ -261,7 +261,8 @@ impl Run {
     }
 
     async fn refuse(&self, reason: Refusal, message: String) {
-        let written = self.shared.journal().closed(&self.note.run, self.note.attempt, self.note.expires_ms);
+        let note = &self.note;
+        let written = self.shared.journal().closed(&note.run, note.attempt, note.expires_ms, reason);
         if written.wait().await.is_err() {
             // Not on disk: refusing again after a restart is harmless, the order has not run.
             self.shared.count_loss("journal-write");
@@ -303,7 +304,8 @@ impl Run {
         let events = folder.events().map_err(|e| Stop::GivenBack(e.to_string()))?;
 
         // Side by side: the keeper builds, the disk syncs. The program waits for both.
-        let mark = self.shared.journal().started(&self.note.run, self.note.attempt, self.note.expires_ms);
+        let (run, digest) = (&self.note.run, self.note.order_digest);
+        let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
         let (started, marked) = tokio::join!(self.shared.launcher.start(slot, &plan, handover), mark.wait());
         if let Err(error) = marked {
             // Dropping the word keeps the program from starting; the mark may or may not be on disk.
