@@ -23,8 +23,10 @@ use crate::harness::{LIMIT, Said, Up, eventually, run};
 /// Kills of each kind of process.
 const KILLS: usize = 20;
 const AGENTS: u64 = 3;
-/// Between two submissions, in milliseconds.
-const SUBMIT_GAP_MS: (u64, u64) = (50, 250);
+/// Callers at the same time.
+const CALLERS: u64 = 4;
+/// Between two submissions of one caller, in milliseconds.
+const SUBMIT_GAP_MS: (u64, u64) = (200, 900);
 /// Between two kills, in milliseconds.
 const KILL_GAP_MS: (u64, u64) = (100, 1_500);
 /// How long results may take after the last kill.
@@ -115,7 +117,7 @@ fn a_long_run_survives_the_loss_of_everything_the_broker_stored() {
 fn up_killed_leaves_nothing_and_the_next_one_goes_on() {
     let world = World::new(2);
     let done = world.exec_json("local-1", &Job { number: 1, kind: Kind::Instant }, &[], 0);
-    let run_id = done["runs"][0]["run"].as_str().unwrap().to_owned();
+    let done = done["job"]["id"].as_str().unwrap().to_owned();
     let job = Job { number: 2, kind: Kind::Long };
     let id = world.submit(&job, "local-2", "held");
     world.effects.wait_for_start(2);
@@ -125,7 +127,7 @@ fn up_killed_leaves_nothing_and_the_next_one_goes_on() {
     nothing_lives(&token);
     let up = Up::start_in(dir, 2, &[]);
     let world = World { up, token, effects, seed: 0 };
-    let before = world.up.json(&["job", "show", &run_id[..run_id.find('.').unwrap_or(run_id.len())]], 0);
+    let before = world.up.json(&["job", "show", &done], 0);
     assert_eq!(before["runs"][0]["state"], "succeeded");
     // Its host, so to say, went down under it.
     let run = eventually("the held run is settled", || world.final_run(&id));
@@ -143,12 +145,16 @@ fn a_stop_during_runs_leaves_nothing() {
             world.submit(&Job { number, kind: Kind::Long }, agent, &format!("stop-{number}"));
             world.effects.wait_for_start(number);
         }
-        // One of them under a keeper whose launcher is dead.
-        world.kill_and_wait("local-1.launcher");
+        // Two of them under keepers whose launcher is dead: there is another by then, or there is none.
+        match signal {
+            Signal::SIGTERM => world.kill_and_wait("local-1.launcher"),
+            _ => send(world.up.pid_of("local-1.launcher").unwrap(), Signal::SIGKILL),
+        }
         send(world.up.pid(), signal);
         let World { up, token, .. } = world;
-        drop(up.ended());
-        nothing_lives(&token);
+        let dir = up.ended();
+        assert_eq!(processes(&token), [], "after the end of `up`");
+        drop(dir);
     }
 }
 
@@ -174,25 +180,18 @@ fn long_run(meanwhile: impl FnOnce(&World)) {
 fn stream(victims: &[Victim], kills: usize) {
     let world = World::new(AGENTS as u32);
     let mut random = Random::new(world.seed);
-    let mut submissions = Random::new(world.seed ^ 0x5ee_d0b);
+    let numbers = AtomicU64::new(0);
     let enough = AtomicBool::new(false);
     let mut tally: BTreeMap<Victim, usize> = BTreeMap::new();
     let jobs = std::thread::scope(|scope| {
-        let submitter = scope.spawn(|| {
-            let mut jobs: Vec<(Job, String)> = Vec::new();
-            while !enough.load(Ordering::Relaxed) {
-                let job = Job { number: jobs.len() as u64 + 1, kind: Kind::random(&mut submissions) };
-                let agent = match submissions.below(8) {
-                    0 => "local-*".to_owned(),
-                    _ => format!("local-{}", 1 + submissions.below(AGENTS)),
-                };
-                let id = world.submit(&job, &agent, &format!("kills-{}", job.number));
-                jobs.push((job, id));
-                std::thread::sleep(submissions.between(SUBMIT_GAP_MS));
-            }
-            jobs
-        });
-        // A panic here must not leave the other thread running.
+        // Several callers: one whose question got lost waits ten seconds for the answer.
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|n| {
+                let (world, numbers, enough) = (&world, &numbers, &enough);
+                scope.spawn(move || caller(world, numbers, n, enough))
+            })
+            .collect();
+        // A panic here must not leave the other threads running.
         let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for n in 0..kills {
                 std::thread::sleep(random.between(KILL_GAP_MS));
@@ -202,13 +201,31 @@ fn stream(victims: &[Victim], kills: usize) {
             }
         }));
         enough.store(true, Ordering::Relaxed);
-        let jobs = submitter.join().unwrap();
+        let jobs: Vec<_> = callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect();
         killed.unwrap();
         jobs
     });
     let outcomes = world.judge(&jobs, &tally);
     println!("kills {tally:?}, jobs {}, runs {outcomes:?}", jobs.len());
     world.end();
+}
+
+/// Submits one job after the other until it is enough.
+fn caller(world: &World, numbers: &AtomicU64, own: u64, enough: &AtomicBool) -> Vec<(Job, String)> {
+    let mut random = Random::new(world.seed ^ (own + 1));
+    let mut jobs = Vec::new();
+    while !enough.load(Ordering::Relaxed) {
+        let number = numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let job = Job { number, kind: Kind::random(&mut random) };
+        let agent = match random.below(8) {
+            0 => "local-*".to_owned(),
+            _ => format!("local-{}", 1 + random.below(AGENTS)),
+        };
+        let id = world.submit(&job, &agent, &format!("kills-{number}"));
+        jobs.push((job, id));
+        std::thread::sleep(random.between(SUBMIT_GAP_MS));
+    }
+    jobs
 }
 
 impl World {
@@ -223,8 +240,9 @@ impl World {
                 let run_id = run["run"].as_str().unwrap().to_owned();
                 let state = run["state"].as_str().unwrap().to_owned();
                 let (starts, ends) = (self.effects.starts(&run_id), self.effects.ends(&run_id));
-                let mut problem =
-                    |what: &str| problems.push(format!("{what}: starts {starts}, ends {ends}, {}", show(&run)));
+                let mut problem = |what: &str| {
+                    problems.push(format!("{what}: starts {starts}, ends {ends}, {}", show(&run)))
+                };
                 if run["final"] != true {
                     problem("not settled in time");
                 }
@@ -255,7 +273,12 @@ impl World {
         for stranger in self.effects.runs().difference(&known) {
             problems.push(format!("{stranger} ran and belongs to no job that was submitted"));
         }
-        assert!(problems.is_empty(), "seed {}, kills {tally:?}, {outcomes:?}:\n{}", self.seed, problems.join("\n"));
+        assert!(
+            problems.is_empty(),
+            "seed {}, kills {tally:?}, {outcomes:?}:\n{}",
+            self.seed,
+            problems.join("\n")
+        );
         outcomes
     }
 
@@ -311,7 +334,9 @@ impl World {
             match said.code {
                 0 => Some(said.text().trim().to_owned()),
                 7 => None,
-                code => panic!("exit {code} is no way to refuse a submission: {}{}", said.text(), said.stderr),
+                code => {
+                    panic!("exit {code} is no way to refuse a submission: {}{}", said.text(), said.stderr)
+                }
             }
         })
     }
@@ -337,7 +362,9 @@ impl World {
     fn kill_and_wait(&self, name: &str) {
         let pid = self.up.pid_of(name).unwrap();
         send(pid, Signal::SIGKILL);
-        eventually(&format!("another {name}"), || self.up.pid_of(name).filter(|now| *now != pid && lives(*now)));
+        eventually(&format!("another {name}"), || {
+            self.up.pid_of(name).filter(|now| *now != pid && lives(*now))
+        });
     }
 
     /// Kills one process of a kind; waits for there being one.
@@ -347,19 +374,27 @@ impl World {
             let all = self.candidates(victim);
             let pid = *all.get((choice % all.len().max(1) as u64) as usize)?;
             // A process that ended meanwhile is no kill.
-            (self.is_ours(pid) && kill(Pid::from_raw(pid), Signal::SIGKILL) != Err(Errno::ESRCH)).then_some(())
+            (self.is_ours(pid) && kill(Pid::from_raw(pid), Signal::SIGKILL) != Err(Errno::ESRCH))
+                .then_some(())
         });
     }
 
     fn candidates(&self, victim: Victim) -> Vec<i32> {
-        let named = |names: Vec<String>| names.iter().filter_map(|n| self.up.pid_of(n)).filter(|p| lives(*p)).collect();
+        let named = |names: Vec<String>| {
+            names.iter().filter_map(|n| self.up.pid_of(n)).filter(|p| lives(*p)).collect()
+        };
         let each = |suffix: &str| (1..=AGENTS).map(|n| format!("local-{n}{suffix}")).collect();
         match victim {
             Victim::Agent => named(each("")),
             Victim::Launcher => named(each(".launcher")),
             Victim::Controller => named(vec!["serve".into()]),
             Victim::Broker => named(vec!["nats-server".into()]),
-            Victim::Keeper => self.processes().into_iter().filter(|(_, name)| name == "sally-keeper").map(|(p, _)| p).collect(),
+            Victim::Keeper => self
+                .processes()
+                .into_iter()
+                .filter(|(_, name)| name == "sally-keeper")
+                .map(|(p, _)| p)
+                .collect(),
         }
     }
 
@@ -380,7 +415,9 @@ impl World {
             let left: Vec<_> = std::fs::read_dir(&agents)
                 .unwrap()
                 .flatten()
-                .flat_map(|agent| std::fs::read_dir(agent.path().join("state/runs")).into_iter().flatten().flatten())
+                .flat_map(|agent| {
+                    std::fs::read_dir(agent.path().join("state/runs")).into_iter().flatten().flatten()
+                })
                 .map(|entry| entry.path())
                 .collect();
             left.is_empty().then_some(())

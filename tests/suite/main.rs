@@ -11,7 +11,7 @@
 mod basics;
 mod demo;
 mod harness;
-mod kills;
 mod isolation;
+mod kills;
 mod outside;
 mod sockets;
