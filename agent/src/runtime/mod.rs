@@ -395,13 +395,15 @@ impl Agent {
 
     async fn dispatch(
         &mut self,
-        dispatch: sally_common::wire::command::Dispatch,
+        mut dispatch: sally_common::wire::command::Dispatch,
         order: intake::CheckedOrder,
     ) {
         let known = self.memory.get(&dispatch.run);
         let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
         let now = Now { at_ms: self.shared.now_ms(), free, open: self.open };
+        // The caller's word on how long it may be started holds, whatever the controller says.
         let expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
+        dispatch.expires_ms = expires_ms;
         match decide(&dispatch, &self.shared.me, known, now) {
             Decision::Leave => self.more = true,
             Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {}", dispatch.run)),
