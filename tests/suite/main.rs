@@ -9,6 +9,7 @@
 
 mod basics;
 mod demo;
+mod forgery;
 mod harness;
 mod isolation;
 mod outside;
