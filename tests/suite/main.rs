@@ -10,6 +10,7 @@
 
 mod basics;
 mod demo;
+mod facts;
 mod forgery;
 mod harness;
 mod isolation;

@@ -228,6 +228,7 @@ fn an_agent_behind_a_closed_door_answers_with_its_own_facts() {
     assert!(accepts(&zone.inside, port), "it was the door that kept the test out, not a dead listener");
 
     let launchers: Vec<i32> = outside::tree(agent.pid()).into_iter().collect();
+    assert!(launchers.len() > 2, "the agent, its launcher and keepers: {launchers:?}");
     agent.stop();
     listener.stop();
     eventually("nothing of the agent is left", || {
