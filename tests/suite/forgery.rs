@@ -20,7 +20,7 @@ use sally_common::wire::command::{Cancel, Dispatch, Receipt, Stored};
 use sally_common::wire::order::{Order, OrderSignature};
 use sally_common::wire::record::RunState;
 use sally_common::wire::report::{Heartbeat, ResultMessage};
-use sally_common::wire::{self, Envelope, HEADER_KEY, HEADER_SIGNATURE, Kind, VERSION};
+use sally_common::wire::{self, Envelope, HEADER_KEY, HEADER_KIND, Kind, VERSION};
 
 use crate::harness::{LIMIT, Up, eventually};
 use crate::outside;
@@ -385,20 +385,16 @@ fn no_forged_task_message_runs_and_each_shows_its_reason() {
     case("without any header", "unsigned", (None, draft("bare").done().body));
 
     let mut unsigned = plain(draft("unsigned").done());
-    unsigned.0 = unsigned.0.map(|mut headers| {
-        let mut left = async_nats::HeaderMap::new();
-        for (name, values) in headers.iter().filter(|(name, _)| name.as_ref() as &str != HEADER_SIGNATURE) {
-            left.insert(name.clone(), values[0].clone());
-        }
-        headers = left;
-        headers
-    });
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(HEADER_KIND, Kind::Dispatch.word());
+    headers.insert(HEADER_KEY, forger.controller.public().to_string());
+    unsigned.0 = Some(headers);
     case("without a signature", "unsigned", unsigned);
 
     let relabelled = draft("relabelled").done();
     let relabelled = Envelope::seal_bytes(Kind::Cancel, &forger.controller, relabelled.body);
     let mut headers = relabelled.headers();
-    headers.insert(wire::HEADER_KIND, Kind::Dispatch.word());
+    headers.insert(HEADER_KIND, Kind::Dispatch.word());
     case("signed as a message of another kind", "bad-signature", (Some(headers), relabelled.body));
 
     for (name, reason, (headers, body)) in cases {
