@@ -10,7 +10,9 @@
 
 mod basics;
 mod demo;
+mod forgery;
 mod harness;
 mod isolation;
+mod netns;
 mod outside;
 mod sockets;
