@@ -51,8 +51,8 @@ pub(super) struct TargetArgs {
     #[arg(short, long = "zone", value_name = "ZONE")]
     pub zones: Vec<Zone>,
     /// Agents with these labels, as in 'role=web,tier in (a,b),!canary'
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
-    pub selector: Option<String>,
+    #[arg(short = 'l', long = "selector", value_name = "SELECTOR")]
+    pub selectors: Vec<String>,
     /// Every agent
     #[arg(long)]
     pub all: bool,
@@ -61,7 +61,7 @@ pub(super) struct TargetArgs {
 impl TargetArgs {
     /// Checks what was written, reads files of names, and refuses the empty selection.
     pub(super) fn targets(&self) -> Result<Targets, CliError> {
-        if let Some(text) = &self.selector {
+        for text in &self.selectors {
             Selector::parse(text).map_err(|e| {
                 CliError::usage(e.to_string())
                     .hint("write 'k=v', 'k in (a,b)', 'k' or '!k', joined by commas")
@@ -76,7 +76,7 @@ impl TargetArgs {
         }
         agents.iter().try_for_each(|pattern| check_pattern(pattern))?;
         let targets =
-            Targets { agents, zones: self.zones.clone(), selector: self.selector.clone(), all: self.all };
+            Targets { agents, zones: self.zones.clone(), selectors: self.selectors.clone(), all: self.all };
         if targets.is_empty() {
             return Err(CliError::usage("no target given: nothing runs anywhere unless you say where")
                 .hint("name agents with -a, a zone with -z, labels with -l, or all of them with --all"));
@@ -164,9 +164,6 @@ pub(super) struct TaskArgs {
     /// A run without a structured result has failed
     #[arg(long)]
     pub require_result: bool,
-    /// Running it again does no harm, so it may be repeated after an interruption
-    #[arg(long)]
-    pub idempotent: bool,
     /// Your own id of this submission: the same id again is the same job
     #[arg(long, value_name = "ID")]
     pub request_id: Option<RequestId>,
@@ -233,7 +230,7 @@ mod tests {
             assert!(targets(&[bad]).is_err_and(|e| e.exit.code() == 2), "{bad}");
         }
         assert!(targets(&[]).is_err_and(|e| e.message.contains("no target")));
-        let selector = TargetArgs { selector: Some("a in (".into()), ..TargetArgs::default() };
+        let selector = TargetArgs { selectors: vec!["a in (".into()], ..TargetArgs::default() };
         assert!(selector.targets().is_err_and(|e| e.message.contains("character")));
     }
 

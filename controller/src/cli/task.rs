@@ -132,7 +132,7 @@ fn task(
         timeout_ms: ms(args.timeout),
         grace_ms: ms(args.grace),
         require_result: args.require_result,
-        idempotent: args.idempotent,
+        idempotent: false,
     };
     Ok(Prepared {
         task,

@@ -70,7 +70,7 @@ fn a_name_without_slash_or_dot_is_a_task() {
 #[test]
 fn the_order_says_what_the_flags_say() {
     let words = ["df".to_owned(), "-h".to_owned()];
-    let line = "--timeout 90s --grace 1s --expires 1h --profile host -p a=1 -p b:=2 --env K=V --request-id r --idempotent";
+    let line = "--timeout 90s --grace 1s --expires 1h --profile host -p a=1 -p b:=2 --env K=V --request-id r --require-result";
     let prepared = command(&words, &args(line)).expect("a command");
     let by = User::new("ann").expect("name");
     let targets = Targets { all: true, ..Targets::default() };
@@ -81,7 +81,7 @@ fn the_order_says_what_the_flags_say() {
     assert_eq!(order.task.env.get("K").map(String::as_str), Some("V"));
     assert_eq!(order.task.args, words);
     assert_eq!(order.request_id.as_str(), "r");
-    assert!(order.task.idempotent && !order.task.require_result);
+    assert!(order.task.require_result);
     assert!(prepared.order(&by, Targets::default(), 1_000).is_err(), "no target");
 }
 

@@ -110,7 +110,7 @@ fn what_belongs_together_is_accepted() {
         "run ./a.sh -a x -a y/z -z q -l role=web -p k=v -p k2:=1 -P f --env A=b --stdin - --profile host",
         "run ./a.sh --all --timeout 1h30m --grace 0s --expires 2d --interpreter sh --fix-crlf -- -x --all",
         "run - --all --stream --output-dir d --wait 5m -o wide",
-        "exec --all --idempotent --require-result --request-id k --offline skip -o jsonl -- sh -c x",
+        "exec --all --require-result --request-id k --offline skip -o jsonl -- sh -c x",
         "exec --all --detach -o json -- true",
         "exec --all --plan -- true",
         "exec --all --encoding gb18030 -- true",

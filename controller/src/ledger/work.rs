@@ -382,5 +382,6 @@ fn first_counts(new: &NewJob) -> BTreeMap<RunState, u64> {
 
 /// A refusal of what the agent has already taken says nothing about how that ends.
 fn is_no_news(told: &Settlement) -> bool {
-    told.state == RunState::Rejected && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt"))
+    told.state == RunState::Rejected
+        && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt" | "wrong-incarnation"))
 }
