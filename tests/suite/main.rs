@@ -10,8 +10,11 @@
 
 mod basics;
 mod demo;
+mod facts;
+mod forgery;
 mod harness;
 mod isolation;
 mod kills;
+mod netns;
 mod outside;
 mod sockets;
