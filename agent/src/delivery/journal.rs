@@ -362,6 +362,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_mark_that_was_taken_back_is_gone() {
+        let dir = dir();
+        let job = JobId::generate(1);
+        {
+            let (journal, _) = open(&dir);
+            journal.started(&job.run(0), 1, 10, Digest::of(b"")).wait().await.expect("written");
+            journal.unstarted(&job.run(0)).wait().await.expect("written");
+            journal.started(&job.run(1), 1, 10, Digest::of(b"")).wait().await.expect("written");
+        }
+        let (_journal, recovered) = open(&dir);
+        assert!(recovered.memory.get(&job.run(0)).is_none());
+        assert!(recovered.memory.get(&job.run(1)).is_some());
+    }
+
+    #[tokio::test]
     async fn the_counter_never_repeats() {
         let dir = dir();
         let mut last = 0;
