@@ -27,8 +27,8 @@ const AGENTS: u64 = 3;
 const CALLERS: u64 = 4;
 /// Between two submissions of one caller, in milliseconds.
 const SUBMIT_GAP_MS: (u64, u64) = (200, 900);
-/// Between two kills, in milliseconds.
-const KILL_GAP_MS: (u64, u64) = (100, 1_500);
+/// From the moment when there is a victim to its death, in milliseconds.
+const KILL_GAP_MS: (u64, u64) = (0, 1_500);
 /// How long results may take after the last kill.
 const SETTLE_LIMIT: Duration = Duration::from_secs(90);
 
@@ -194,8 +194,12 @@ fn stream(victims: &[Victim], kills: usize) {
         // A panic here must not leave the other threads running.
         let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for n in 0..kills {
-                std::thread::sleep(random.between(KILL_GAP_MS));
                 let victim = victims[n % victims.len()];
+                // Counted in the victim's life: one that is always killed on its first breath shows nothing.
+                eventually(&format!("a living {victim:?}"), || {
+                    (!world.candidates(victim).is_empty()).then_some(())
+                });
+                std::thread::sleep(random.between(KILL_GAP_MS));
                 world.kill_one(victim, &mut random);
                 *tally.entry(victim).or_default() += 1;
             }
@@ -370,13 +374,14 @@ impl World {
     /// Kills one process of a kind; waits for there being one.
     fn kill_one(&self, victim: Victim, random: &mut Random) {
         let choice = random.next();
-        eventually(&format!("a living {victim:?}"), || {
+        let killed = eventually(&format!("a living {victim:?}"), || {
             let all = self.candidates(victim);
             let pid = *all.get((choice % all.len().max(1) as u64) as usize)?;
             // A process that ended meanwhile is no kill.
             (self.is_ours(pid) && kill(Pid::from_raw(pid), Signal::SIGKILL) != Err(Errno::ESRCH))
-                .then_some(())
+                .then_some(pid)
         });
+        eventually("a killed process is dead", || (!lives(killed)).then_some(()));
     }
 
     fn candidates(&self, victim: Victim) -> Vec<i32> {
