@@ -129,6 +129,8 @@ pub struct Run {
     words: mpsc::Receiver<Word>,
     milestones: mpsc::Sender<Milestone>,
     connected: watch::Receiver<u64>,
+    /// Whether the keeper is known to be done with the run folder.
+    reusable: bool,
 }
 
 /// Why a run ends before it has begun.
@@ -160,7 +162,7 @@ impl Run {
         milestones: mpsc::Sender<Milestone>,
         connected: watch::Receiver<u64>,
     ) -> Self {
-        Run { shared, note, words, milestones, connected }
+        Run { shared, note, words, milestones, connected, reusable: false }
     }
 
     /// Runs an admitted dispatch to its receipt.
@@ -171,6 +173,8 @@ impl Run {
                 let ended = self.follow(&mut live).await;
                 self.tell(Milestone::SlotFree { run: self.note.run.clone(), slot }).await;
                 let body = self.conclude(&mut live, ended);
+                self.reusable = ended == Event::Exited;
+                drop(live.events);
                 return self.owe(body, vec![live.stdout, live.stderr]).await;
             }
             Err(Stop::Failed(ending)) => self.result(ending, None, Said::nothing(), empty(), empty()),
@@ -299,13 +303,22 @@ impl Run {
         let plan = self.plan(admitted, program)?;
         let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
         let dir = self.dir();
-        let made = self.make_folder(&dir, script, params, stdin);
-        let (folder, handover) = made.map_err(|e| Stop::GivenBack(e.to_string()))?;
-        let events = folder.events().map_err(|e| Stop::GivenBack(e.to_string()))?;
-
-        // Side by side: the keeper builds, the disk syncs. The program waits for both.
+        // Side by side: the disk syncs, the folder is made, the keeper builds. The program waits for all.
         let (run, digest) = (&self.note.run, self.note.order_digest);
         let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
+        let made = self.make_folder(&dir, script, params, stdin);
+        let made = made
+            .and_then(|(folder, handover)| Ok((folder.events()?, folder, handover)))
+            .map_err(|error| error.to_string());
+        let (events, folder, handover) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // Nothing was started: the mark is taken back. If that is lost, the run ends as interrupted.
+                drop(self.shared.journal().prune(vec![run.clone()]));
+                remove_dir(&dir);
+                return Err(Stop::GivenBack(error));
+            }
+        };
         let (started, marked) = tokio::join!(self.shared.launcher.start(slot, &plan, handover), mark.wait());
         if let Err(error) = marked {
             // Dropping the word keeps the program from starting; the mark may or may not be on disk.
@@ -352,7 +365,11 @@ impl Run {
             None => None,
             Some(bytes) => Some(memory_file(&bytes)?),
         };
-        let (folder, handover) = RunFolder::create(dir, RunInputs { script, params, stdin })?;
+        let inputs = RunInputs { script, params, stdin };
+        let (folder, handover) = match self.shared.take_spare() {
+            Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
+            None => RunFolder::create(dir, inputs)?,
+        };
         let note = serde_json::to_vec(&self.note)?;
         std::fs::write(dir.join(NOTE_FILE), note)?;
         Ok((folder, handover))
@@ -817,7 +834,11 @@ impl Run {
         let done = self.shared.journal().receipted(&self.note.run, self.note.attempt, self.note.expires_ms);
         // The receipt is remembered before the folder goes; if the note is lost, the controller receipts again.
         let _ = done.wait().await;
-        remove_dir(&self.dir());
+        if self.reusable {
+            self.shared.put_aside(&self.dir());
+        } else {
+            remove_dir(&self.dir());
+        }
         self.tell(Milestone::Receipted(self.note.run.clone(), self.note.attempt)).await;
     }
 
