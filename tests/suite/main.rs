@@ -10,7 +10,10 @@
 
 mod basics;
 mod demo;
+mod facts;
+mod forgery;
 mod harness;
 mod isolation;
+mod netns;
 mod outside;
 mod sockets;
