@@ -578,6 +578,40 @@ fn a_run_outlives_the_launcher_and_blocks_its_slot() {
 }
 
 #[test]
+fn an_emptied_run_folder_knows_nothing_of_the_run_before() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let loud = plan("echo secret; echo more >&2; echo '{}' >&3; echo '{}' > $SALLY_RESULT_FILE; exit 7");
+        let mut first = host.begin(0, &loud, RunInputs::default()).await.unwrap();
+        first.release();
+        let (folder, spare) = (first.folder.clone(), host.dir.path().join("spare"));
+        assert_eq!(first.end().await.record.outcome, Outcome::Exited { code: 7 });
+        // With a file in it that nobody named it is not put aside.
+        fs::write(folder.path().join("note"), "of the first").unwrap();
+        assert!(folder.empty(&spare, &[]).is_err());
+        assert!(!spare.exists());
+        folder.empty(&spare, &["note"]).unwrap();
+        assert!(!folder.path().exists());
+
+        let (folder, handover) =
+            RunFolder::reuse(&spare, &host.dir.path().join("second"), RunInputs::default()).unwrap();
+        assert_eq!(fs::read(folder.path().join("note")).unwrap(), b"");
+        assert_eq!(folder.exit_record().unwrap(), None);
+        let events = folder.events().unwrap();
+        let Started { go, keeper_pid, init_pid } =
+            host.launcher.start(0, &plan("echo two"), handover).await.unwrap();
+        let mut second = Running { folder, events, go: Some(go), keeper: keeper_pid, init: init_pid };
+        second.release();
+        let ended = second.end().await;
+        assert_eq!(ended.ok(), "two\n");
+        assert_eq!(
+            (ended.stderr.as_str(), &ended.result[..], &ended.result_file[..]),
+            ("", &b""[..], &b""[..])
+        );
+    });
+}
+
+#[test]
 fn a_busy_slot_refuses_and_a_restarted_agent_can_cancel() {
     in_both(async |mode| {
         let host = Host::start(mode, &[]).await;

@@ -138,7 +138,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     let mut agent = Agent {
         shared: shared.clone(),
         memory: Memory::default(),
-        free: (0..slots).rev().collect(),
+        free: (0..slots).collect(),
         runs: HashMap::new(),
         blobs: HashMap::new(),
         tasks: JoinSet::new(),
@@ -446,7 +446,11 @@ impl Agent {
                 if let Err(reason) = order.is_for(&self.shared) {
                     return self.close(&dispatch.run, dispatch.attempt, expires_ms, reason).await;
                 }
-                let Some(slot) = self.free.pop() else { return };
+                if self.free.is_empty() {
+                    return;
+                }
+                // The one that is free for longest: its keeper has had the time to prepare the next sandbox.
+                let slot = self.free.remove(0);
                 let note = Note {
                     run: dispatch.run.clone(),
                     attempt: dispatch.attempt,

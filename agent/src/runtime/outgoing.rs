@@ -84,7 +84,11 @@ impl Outgoing {
             self.raw_file = Some(File::open(&self.raw)?);
         }
         let Some(file) = &self.raw_file else { return Ok(false) };
-        let mut bytes = vec![0; STREAM_CHUNK];
+        let waiting = file.metadata()?.len().saturating_sub(self.raw_at);
+        if waiting == 0 {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; usize::try_from(waiting).unwrap_or(usize::MAX).min(STREAM_CHUNK)];
         let length = file.read_at(&mut bytes, self.raw_at)?;
         self.raw_at += length as u64;
         let clear = self.masker.push(&bytes[..length]).into_owned();

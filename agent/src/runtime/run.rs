@@ -148,6 +148,8 @@ pub struct Run {
     words: mpsc::Receiver<Word>,
     milestones: mpsc::Sender<Milestone>,
     connected: watch::Receiver<u64>,
+    /// Whether the keeper is known to be done with the run folder.
+    reusable: bool,
 }
 
 /// Why a run ends before it has begun.
@@ -191,7 +193,7 @@ impl Run {
         milestones: mpsc::Sender<Milestone>,
         connected: watch::Receiver<u64>,
     ) -> Self {
-        Run { shared, note, words, milestones, connected }
+        Run { shared, note, words, milestones, connected, reusable: false }
     }
 
     /// Runs an admitted dispatch to its receipt.
@@ -202,6 +204,8 @@ impl Run {
                 let ended = self.follow(&mut live).await;
                 self.tell(Milestone::SlotFree { run: self.note.run.clone(), slot }).await;
                 let body = self.conclude(&mut live, ended);
+                self.reusable = ended == Event::Exited;
+                drop(live.events);
                 return self.owe(body, vec![live.stdout, live.stderr]).await;
             }
             Err(Stop::Failed(ending)) => self.result(ending, None, Said::nothing(), empty(), empty()),
@@ -397,10 +401,13 @@ impl Run {
     async fn try_start(&mut self, slot: u16, inputs: &Inputs) -> Result<Live, Stop> {
         let dir = self.dir();
         let made = self.make_folder(&dir, inputs);
-        let (folder, handover) = made.map_err(|e| Stop::GivenBack(e.to_string()))?;
-        let events = folder.events().map_err(|e| Stop::GivenBack(e.to_string()))?;
+        let made = made
+            .and_then(|(folder, handover)| Ok((folder.events()?, folder, handover)))
+            .map_err(|error| error.to_string());
+        let (events, folder, handover) = made.map_err(Stop::GivenBack)?;
 
-        // Side by side: the keeper builds, the disk syncs. The program waits for both.
+        // Side by side: the keeper builds, the disk syncs. The program waits for both. The folder stands before
+        // the mark does: a mark without a folder reads as a program that may have run.
         let (run, digest) = (&self.note.run, self.note.order_digest);
         let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
         let start = self.shared.launcher.start(slot, &inputs.plan, handover);
@@ -449,7 +456,10 @@ impl Run {
         };
         let script = inputs.script.clone().map(Script::Bytes);
         let inputs = RunInputs { script, params: inputs.params.clone(), stdin };
-        let (folder, handover) = RunFolder::create(dir, inputs)?;
+        let (folder, handover) = match self.shared.take_spare() {
+            Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
+            None => RunFolder::create(dir, inputs)?,
+        };
         let note = serde_json::to_vec(&self.note)?;
         std::fs::write(dir.join(NOTE_FILE), note)?;
         Ok((folder, handover))
@@ -912,7 +922,11 @@ impl Run {
         let done = self.shared.journal().receipted(&self.note.run, self.note.attempt, self.note.expires_ms);
         // The receipt is remembered before the folder goes; if the note is lost, the controller receipts again.
         let _ = done.wait().await;
-        remove_dir(&self.dir());
+        if self.reusable {
+            self.shared.put_aside(&self.dir());
+        } else {
+            remove_dir(&self.dir());
+        }
         self.tell(Milestone::Receipted(self.note.run.clone(), self.note.attempt)).await;
     }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::delivery::journal::Journal;
-use crate::sandbox::Launcher;
+use crate::sandbox::{Launcher, RunFolder};
 
 /// See the module.
 pub struct Shared {
@@ -32,7 +32,18 @@ pub struct Shared {
     journal: Mutex<Journal>,
     clock: Mutex<ControllerClock>,
     lost: Mutex<BTreeMap<String, u64>>,
+    spares: Mutex<Spares>,
 }
+
+/// Emptied run folders, so that a run needs no new files.
+#[derive(Debug, Default)]
+struct Spares {
+    ready: Vec<PathBuf>,
+    count: u64,
+}
+
+/// Emptied run folders that are kept.
+const SPARES_KEPT: usize = 16;
 
 /// The last signed controller time and when it was heard, on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +62,12 @@ impl Shared {
         journal: Journal,
     ) -> Self {
         let runs_dir = config.state_dir.join("runs");
+        // What another process had put aside is not known to be whole.
+        let spare_dir = config.state_dir.join("spare");
+        super::run::remove_dir(&spare_dir);
+        if let Err(error) = std::fs::create_dir(&spare_dir) {
+            tracing::warn!(%error, dir = %spare_dir.display(), "cannot make a folder");
+        }
         let clock = ControllerClock { said_ms: i64::MIN / 2, heard: Instant::now() };
         Shared {
             config,
@@ -61,6 +78,7 @@ impl Shared {
             journal: Mutex::new(journal),
             clock: Mutex::new(clock),
             lost: Mutex::default(),
+            spares: Mutex::default(),
         }
     }
 
@@ -118,6 +136,26 @@ impl Shared {
         let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let since = i64::try_from(clock.heard.elapsed().as_millis()).unwrap_or(i64::MAX);
         now_ms().max(clock.said_ms.saturating_add(since))
+    }
+
+    /// An emptied run folder, if there is one.
+    pub fn take_spare(&self) -> Option<PathBuf> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).ready.pop()
+    }
+
+    /// Empties a settled run's folder for another run, or removes it.
+    pub fn put_aside(&self, dir: &std::path::Path) {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        if spares.ready.len() < SPARES_KEPT
+            && let Ok(folder) = RunFolder::open(dir)
+        {
+            spares.count += 1;
+            let spare = self.config.state_dir.join("spare").join(spares.count.to_string());
+            if folder.empty(&spare, &[super::run::NOTE_FILE]).is_ok() {
+                return spares.ready.push(spare);
+            }
+        }
+        super::run::remove_dir(dir);
     }
 
     /// Counts a loss, by kind. Shown in the heartbeat.

@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
+/// Room for an exit record of the usual size, so that it is read at once.
+const USUAL_RECORD: usize = 4096;
+
 /// The folder of one attempt.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -88,10 +91,44 @@ impl RunFolder {
             mkfifo(&fifo, Mode::from_bits_truncate(0o600))
                 .map_err(|e| SandboxError::path("create", &fifo, e.into()))?;
         }
+        folder.hand_over(inputs, OFlag::O_CREAT | OFlag::O_EXCL)
+    }
+
+    /// Makes the folder from one that [`RunFolder::empty`] has put aside. New files cost more than all else
+    /// here: a file system looks long for an inode when many have just been removed.
+    pub fn reuse(spare: &Path, dir: &Path, inputs: RunInputs) -> Result<(RunFolder, Handover), SandboxError> {
+        fs::rename(spare, dir).map_err(|e| SandboxError::path("rename", spare, e))?;
+        RunFolder { dir: dir.to_owned() }.hand_over(inputs, OFlag::empty())
+    }
+
+    /// Empties the folder and puts it aside under this name. Only for an attempt whose [`Event::Exited`] was heard
+    /// here: its keeper writes to none of the files any more. `also` names the caller's own files in it; with any
+    /// other file in it the folder stays, emptied, and an error is returned.
+    pub fn empty(&self, spare: &Path, also: &[&str]) -> Result<(), SandboxError> {
+        let own = [self.stdout_path(), self.stderr_path(), self.result_path(), self.result_file_path()];
+        let own =
+            own.into_iter().chain([self.exit_path()]).chain(also.iter().map(|name| self.dir.join(name)));
+        let mut expected = 2; // The two fifos hold nothing when nobody has them open.
+        for path in own {
+            expected += 1;
+            if fs::metadata(&path).map_err(|e| SandboxError::path("read", &path, e))?.len() > 0 {
+                drop(open_at(&path, OFlag::O_WRONLY | OFlag::O_TRUNC)?);
+            }
+        }
+        let entries = fs::read_dir(&self.dir).map_err(|e| SandboxError::path("read", &self.dir, e))?;
+        if entries.count() != expected {
+            let more = io::Error::other("it holds other files");
+            return Err(SandboxError::path("put aside", &self.dir, more));
+        }
+        fs::rename(&self.dir, spare).map_err(|e| SandboxError::path("rename", &self.dir, e))
+    }
+
+    fn hand_over(self, inputs: RunInputs, fresh: OFlag) -> Result<(RunFolder, Handover), SandboxError> {
+        let folder = self;
         // Open for reading too, so that there is no moment without a reader; the keeper only writes.
         let events = open_at(&folder.events_path(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
         let control = open_at(&folder.control_path(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
-        let fresh = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_APPEND;
+        let output = OFlag::O_WRONLY | OFlag::O_APPEND | fresh;
         let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(|e| SandboxError::Io("make a pipe", e.into()))?;
         let script = match inputs.script {
             Some(Script::File(file)) => file.into(),
@@ -100,11 +137,11 @@ impl RunFolder {
         };
         let params: &[u8] = if inputs.params.is_empty() { b"{}" } else { &inputs.params };
         let fds = PlanFds {
-            stdout: open_at(&folder.stdout_path(), fresh)?,
-            stderr: open_at(&folder.stderr_path(), fresh)?,
-            result: open_at(&folder.result_path(), fresh)?,
-            result_file: open_at(&folder.result_file_path(), fresh)?,
-            exit: open_at(&folder.exit_path(), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?,
+            stdout: open_at(&folder.stdout_path(), output)?,
+            stderr: open_at(&folder.stderr_path(), output)?,
+            result: open_at(&folder.result_path(), output)?,
+            result_file: open_at(&folder.result_file_path(), output)?,
+            exit: open_at(&folder.exit_path(), OFlag::O_WRONLY | fresh)?,
             events,
             control,
             inputs: Inputs {
@@ -204,7 +241,7 @@ impl RunFolder {
     /// Reads the exit record; `None` if there is none yet (or, the keeper dead, only a torn one).
     pub fn exit_record(&self) -> Result<Option<ExitRecord>, SandboxError> {
         let path = self.exit_path();
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(USUAL_RECORD);
         File::open(&path)
             .and_then(|file| file.take(MAX_RECORD_BYTES as u64).read_to_end(&mut bytes))
             .map_err(|e| SandboxError::path("read", &path, e))?;

@@ -9,7 +9,7 @@ use super::step::StepError;
 use super::sys;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -287,7 +287,10 @@ pub(super) fn receive_bytes(
     socket: BorrowedFd<'_>,
     flags: MsgFlags,
 ) -> nix::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0; MAX_MESSAGE];
+    // Its size first: clearing room for the largest message costs more than asking, in a forked copy above all.
+    let peek = flags | MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+    let size = recv(socket.as_raw_fd(), &mut [], peek)?;
+    let mut buffer = vec![0; size.clamp(1, MAX_MESSAGE)];
     let (length, fds) = sys::receive(socket, &mut buffer, MAX_FDS, flags)?;
     if length == 0 {
         return Ok(None);

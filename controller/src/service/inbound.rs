@@ -146,16 +146,18 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         at_ms: now_ms(),
     };
     let settled = service.ledger.settle(settlement).await?;
+    // Whoever waits for the end hears of it first; the agent can wait for its receipt.
+    if let Settled::Committed(change) = &settled {
+        service.output.forget(&message.run);
+        tell(service, change, Some(&message)).await;
+        tokio::task::yield_now().await;
+    }
     if matches!(settled, Settled::NotIts) {
         return Err(Refusal::Misdirected.into());
     }
     if matches!(settled, Settled::Committed(_) | Settled::Duplicate { .. } | Settled::Stale { .. }) {
         let stored = Stored::Result { digest: Digest::of(&signed.message.payload) };
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
-    }
-    if let Settled::Committed(change) = settled {
-        service.output.forget(&message.run);
-        tell(service, &change, Some(&message)).await;
     }
     Ok(())
 }

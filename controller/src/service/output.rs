@@ -65,7 +65,8 @@ pub async fn serve(
                 let Some(message) = message else { return };
                 take(&service, &message, &mut due).await;
             }
-            _ = tick.tick() => {
+            // Nothing due: nothing wakes an idle controller.
+            _ = tick.tick(), if !due.is_empty() => {
                 let ripe: Vec<LogKey> =
                     due.iter().filter(|(_, d)| d.since.elapsed() >= RECEIPT_AFTER).map(|(k, _)| k.clone()).collect();
                 for key in ripe {
