@@ -7,5 +7,6 @@
 )]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
 
+mod bad_input;
 mod basics;
 mod harness;
