@@ -99,7 +99,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_submitted() {
         (&["exec", "-a", "nobody", "-a", "local-1", "--", "true"], &["\"nobody\""]),
         (&["exec", "-a", "web-*", "--", "true"], &["no agent matches"]),
         (&["exec", "-l", "role=web", "--", "true"], &["no agent matches"]),
-        (&["exec", "-z", "elsewhere", "--", "true"], &["no agent matches"]),
+        (&["exec", "-z", "elsewhere", "--", "true"], &["no zone \"elsewhere\""]),
     ] {
         refused(&up, args, 4, words);
     }
