@@ -30,7 +30,7 @@ release: tools ## optimised programs; the agent static
 	CARGO='$(CARGO)' packaging/build-release.sh
 
 bench: release nats-server ## the benchmark: ratios to the floor, gates nothing
-	$(CARGO) bench --workspace
+	$(CARGO) bench --package sally-tests --bench bench -- $(BENCH)
 
 nats-server: ## a suitable broker into build/, nothing on the system is touched
 	@packaging/get-nats-server.sh

@@ -23,12 +23,16 @@ stop() {
     status=$?
     trap - EXIT
     if [ -n "$up" ] && kill -TERM "$up" 2>/dev/null; then
-        # A bound: without it a demo that cannot stop would hang.
-        (sleep "$STOP_SECONDS"; kill -KILL "$up" 2>/dev/null) &
-        watchdog=$!
-        wait "$up" || { [ $status -ne 0 ] || status=1; echo "demo: sally up did not end cleanly" >&2; }
+        # A bound: without it a demo that cannot stop would hang. One process, so that ending it leaves none behind.
+        sleep "$STOP_SECONDS" &
+        watchdog=$! ended=0
+        wait -n "$up" "$watchdog" || ended=$?
+        if kill -KILL "$up" 2>/dev/null || [ "$ended" -ne 0 ]; then
+            [ "$status" -ne 0 ] || status=1
+            echo "demo: sally up did not end cleanly" >&2
+        fi
         kill "$watchdog" 2>/dev/null || true
-        wait "$watchdog" 2>/dev/null || true
+        wait || true
     fi
     rm -f "$out"
     exit "$status"

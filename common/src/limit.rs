@@ -52,5 +52,8 @@ pub const RECORD_STREAM_PART: u64 = 1024 * 1024;
 /// Arguments of one program, and environment entries of one task.
 pub const ARGS_MAX: usize = 1024;
 
+/// Arguments and environment of one program together, in bytes. What is larger goes into parameters or input.
+pub const WORDS_MAX: usize = 64 * 1024;
+
 /// Most targets of one job.
 pub const TARGETS_MAX: usize = 20_000;

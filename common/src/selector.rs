@@ -156,9 +156,9 @@ pub struct Targets {
     /// Zones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub zones: Vec<Zone>,
-    /// A label selector.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<String>,
+    /// Label selectors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<String>,
     /// Every agent. Must be said; an empty selection selects nobody.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
@@ -167,18 +167,14 @@ pub struct Targets {
 impl Targets {
     /// Whether nothing was named, not even `all`.
     pub fn is_empty(&self) -> bool {
-        !self.all && self.agents.is_empty() && self.zones.is_empty() && self.selector.is_none()
+        !self.all && self.agents.is_empty() && self.zones.is_empty() && self.selectors.is_empty()
     }
 
     /// Whether this agent is meant. An unreadable selector means nobody.
     pub fn matches(&self, zone: &Zone, agent: &Agent, labels: &Labels) -> bool {
-        let selector = match self.selector.as_deref().map(Selector::parse) {
-            None => true,
-            Some(Ok(selector)) => selector.matches(labels),
-            Some(Err(_)) => false,
-        };
+        let holds = |text: &String| Selector::parse(text).is_ok_and(|s| s.matches(labels));
         !self.is_empty()
-            && selector
+            && (self.selectors.is_empty() || self.selectors.iter().any(holds))
             && (self.zones.is_empty() || self.zones.contains(zone))
             && (self.agents.is_empty() || self.agents.iter().any(|p| pattern_matches(p, zone, agent)))
     }
@@ -235,7 +231,7 @@ mod tests {
     }
 
     fn check(selector: &str, on: &str, expected: bool) {
-        let parsed = Selector::parse(selector).unwrap_or_else(|e| panic!("{e}"));
+        let parsed = Selector::parse(selector).expect("a selector");
         assert_eq!(parsed.matches(&labels(on)), expected, "{selector} on {on}");
     }
 
@@ -293,11 +289,13 @@ mod tests {
         check(Targets { agents: agents(&["pay/web-1"]), ..Targets::default() }, false);
         check(Targets { agents: agents(&["db-1", "web-?"]), ..Targets::default() }, true);
         check(
-            Targets { agents: agents(&["web-1"]), selector: Some("role=db".into()), ..Targets::default() },
+            Targets { agents: agents(&["web-1"]), selectors: vec!["role=db".into()], ..Targets::default() },
             false,
         );
-        check(Targets { all: true, selector: Some("role=".into()), ..Targets::default() }, false);
-        check(Targets { all: true, selector: Some("((".into()), ..Targets::default() }, false);
+        check(Targets { all: true, selectors: vec!["role=".into()], ..Targets::default() }, false);
+        let either = Targets { selectors: vec!["role=db".into(), "role=web".into()], ..Targets::default() };
+        check(either, true);
+        check(Targets { all: true, selectors: vec!["((".into()], ..Targets::default() }, false);
     }
 
     #[test]

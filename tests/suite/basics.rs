@@ -1,6 +1,6 @@
 //! What everybody does first.
 
-use crate::harness::Up;
+use crate::harness::{Up, eventually};
 use serde_json::json;
 
 #[test]
@@ -29,4 +29,45 @@ fn three_agents_answer_one_inventory() {
         assert_eq!(run["state"], "succeeded");
         assert_eq!(run["result"]["kernel"]["release"], kernel.trim());
     }
+}
+
+#[test]
+fn the_end_of_up_is_the_end_of_all_it_started_and_the_ledger_stays() {
+    let up = Up::start(2);
+    let id = up.sally(&["exec", "--all", "--detach", "--", "sleep", "600"]).expect(0).text();
+    let id = id.trim().to_owned();
+    eventually("both runs are under way", || {
+        let record = up.json(&["job", "show", &id], 0);
+        (record["job"]["counts"]["running"] == 2).then_some(())
+    });
+    let names = ["nats-server", "serve", "local-1", "local-2", "local-1.launcher", "local-2.launcher"];
+    let pids: Vec<i32> = names.iter().map(|name| up.pid_of(name).unwrap()).collect();
+    let dir = up.stop();
+    for (pid, name) in pids.iter().zip(names) {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{name} is still there");
+    }
+    assert!(processes_of(dir.path()).is_empty(), "left: {:?}", processes_of(dir.path()));
+
+    let up = Up::start_in(dir, 2, &[]);
+    let ended = eventually("the runs are settled", || {
+        let record = up.json(&["job", "show", &id], 0);
+        (record["job"]["state"] == "failed").then_some(record)
+    });
+    for run in ended["runs"].as_array().unwrap() {
+        assert_eq!((&run["state"], &run["reason"]), (&json!("interrupted"), &json!("stopped")), "{run}");
+    }
+}
+
+/// Processes that name this folder in their arguments.
+fn processes_of(dir: &std::path::Path) -> Vec<String> {
+    let needle = dir.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(needle) {
+            found.push(line);
+        }
+    }
+    found
 }

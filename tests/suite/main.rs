@@ -6,7 +6,12 @@
     reason = "a test that cannot go on should stop"
 )]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
+#![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
 mod bad_input;
 mod basics;
+mod demo;
 mod harness;
+mod isolation;
+mod outside;
+mod sockets;

@@ -54,7 +54,7 @@ pub fn decide(dispatch: &Dispatch, me: &To, known: Option<Known>, now: Now) -> D
                 Phase::Accepted | Phase::Started => Decision::Repeat(known.phase),
                 Phase::Finished => Decision::Resend,
                 Phase::Receipted => Decision::Drop(Refusal::Replayed),
-                Phase::Closed => Decision::Refuse(Refusal::Cancelled),
+                Phase::Closed => Decision::Refuse(known.closed.unwrap_or(Refusal::Cancelled)),
             };
         }
         // A newer attempt while an older one is under way: the older one must end first.
@@ -108,7 +108,7 @@ mod tests {
     }
 
     fn known(attempt: u32, phase: Phase) -> Option<Known> {
-        Some(Known { attempt, phase, expires_ms: 1_000 })
+        Some(Known { attempt, phase, closed: None, order_digest: None, expires_ms: 1_000 })
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use sally_common::id::{Incarnation, RunId};
+use sally_common::id::{Digest, Incarnation, RunId};
+use sally_common::wire::Refusal;
 use tokio::sync::oneshot;
 
 use super::memory::{Known, Memory, Phase};
@@ -130,27 +131,30 @@ impl Journal {
     }
 
     /// Marks an attempt as started. The program must not start before this is answered.
-    pub fn started(&self, run: &RunId, attempt: u32, expires_ms: i64) -> Pending {
-        self.send(Write::Run {
-            run: run.clone(),
-            known: Known { attempt, phase: Phase::Started, expires_ms },
-        })
+    pub fn started(&self, run: &RunId, attempt: u32, expires_ms: i64, order_digest: Digest) -> Pending {
+        let order_digest = Some(order_digest);
+        self.mark(run, Known { attempt, phase: Phase::Started, closed: None, order_digest, expires_ms })
     }
 
     /// Marks an attempt as one that will never start.
-    pub fn closed(&self, run: &RunId, attempt: u32, expires_ms: i64) -> Pending {
-        self.send(Write::Run { run: run.clone(), known: Known { attempt, phase: Phase::Closed, expires_ms } })
+    pub fn closed(&self, run: &RunId, attempt: u32, expires_ms: i64, why: Refusal) -> Pending {
+        let closed = Some(why);
+        self.mark(run, Known { attempt, phase: Phase::Closed, closed, order_digest: None, expires_ms })
+    }
+
+    fn mark(&self, run: &RunId, known: Known) -> Pending {
+        self.send(Write::Run { run: run.clone(), known })
     }
 
     /// Puts a result into the spool.
     pub fn finished(&self, run: &RunId, attempt: u32, expires_ms: i64, body: Vec<u8>) -> Pending {
-        let known = Known { attempt, phase: Phase::Finished, expires_ms };
+        let known = Known { attempt, phase: Phase::Finished, closed: None, order_digest: None, expires_ms };
         self.send(Write::Finish { run: run.clone(), known, body })
     }
 
     /// Frees a result's place in the spool: the controller has it.
     pub fn receipted(&self, run: &RunId, attempt: u32, expires_ms: i64) -> Pending {
-        let known = Known { attempt, phase: Phase::Receipted, expires_ms };
+        let known = Known { attempt, phase: Phase::Receipted, closed: None, order_digest: None, expires_ms };
         self.send(Write::Receipt { run: run.clone(), known })
     }
 
@@ -333,7 +337,7 @@ mod tests {
         let incarnation = {
             let (journal, recovered) = open(&dir);
             assert!(recovered.fresh && recovered.spool.is_empty());
-            journal.started(&job.run(0), 1, 10).wait().await.expect("written");
+            journal.started(&job.run(0), 1, 10, Digest::of(b"")).wait().await.expect("written");
             journal.finished(&job.run(1), 3, 10, b"body".to_vec()).wait().await.expect("written");
             journal.finished(&job.run(2), 1, 10, b"gone".to_vec()).wait().await.expect("written");
             journal.receipted(&job.run(2), 1, 10).wait().await.expect("written");
@@ -384,7 +388,7 @@ mod tests {
         let dir = dir();
         let (journal, _) = open(&dir);
         let job = JobId::generate(1);
-        let all: Vec<_> = (0..500).map(|n| journal.started(&job.run(n), 1, 0)).collect();
+        let all: Vec<_> = (0..500).map(|n| journal.started(&job.run(n), 1, 0, Digest::of(b""))).collect();
         for pending in all {
             pending.wait().await.expect("written");
         }

@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use sally_common::id::RunId;
+use sally_common::id::{Digest, RunId};
+use sally_common::wire::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// How far an attempt is.
@@ -29,6 +30,12 @@ pub struct Known {
     pub attempt: u32,
     /// How far that attempt is.
     pub phase: Phase,
+    /// Why it is closed, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<Refusal>,
+    /// The digest of the order, for a result that is made after a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_digest: Option<Digest>,
     /// Until when a replay of the order could still be in time, Unix milliseconds. The entry is kept at least
     /// as long, so that the time check and the journal together cover all replays.
     pub expires_ms: i64,
@@ -51,6 +58,14 @@ impl Memory {
         let entry = self.runs.entry(run).or_insert(known);
         if known.attempt >= entry.attempt {
             *entry = Known { expires_ms: known.expires_ms.max(entry.expires_ms), ..known };
+        }
+    }
+
+    /// Closes an attempt, if it is the known one.
+    pub fn close(&mut self, run: &RunId, attempt: u32, why: Refusal) {
+        self.advance(run, attempt, Phase::Closed);
+        if let Some(known) = self.runs.get_mut(run).filter(|k| k.attempt == attempt) {
+            known.closed = Some(why);
         }
     }
 
@@ -102,7 +117,7 @@ mod tests {
     use sally_common::id::JobId;
 
     fn known(attempt: u32, phase: Phase) -> Known {
-        Known { attempt, phase, expires_ms: 1_000 }
+        Known { attempt, phase, closed: None, order_digest: None, expires_ms: 1_000 }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub enum Command {
         /// The order.
         order: CheckedOrder,
     },
+    /// A dispatch for this agent whose order is not to be believed.
+    BadOrder(Box<Dispatch>, Refusal),
     /// A dispatch whose order must be fetched.
     OrderMissing(Box<Dispatch>),
     /// End a run.
@@ -92,10 +94,10 @@ pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, R
             let dispatch: Dispatch = wire::read(body)?;
             mine(shared, &dispatch.to)?;
             match &dispatch.order {
-                Some(text) => {
-                    let order = check_order(shared, &dispatch, text.as_bytes())?;
-                    Ok(Command::Dispatch { dispatch: Box::new(dispatch), order })
-                }
+                Some(text) => Ok(match check_order(shared, &dispatch, text.as_bytes()) {
+                    Ok(order) => Command::Dispatch { dispatch: Box::new(dispatch), order },
+                    Err(refusal) => Command::BadOrder(Box::new(dispatch), refusal),
+                }),
                 None if dispatch.order_bytes > ORDER_MAX as u64 => Err(Refusal::TooLarge),
                 None => Ok(Command::OrderMissing(Box::new(dispatch))),
             }
@@ -128,8 +130,8 @@ pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, R
     }
 }
 
-/// Whether a command is for this agent. A dispatch for another incarnation is refused later, in words that
-/// the controller gets; everything else for another incarnation is dropped here.
+/// Whether a command is for this agent. The incarnation matters for dispatches alone, which are refused later
+/// in words that the controller gets; a cancel, receipt or answer for an older one does no harm.
 fn mine(shared: &Shared, to: &To) -> Result<(), Refusal> {
     let me = &shared.me;
     if to.zone != me.zone || to.agent != me.agent || to.agent_key != me.agent_key {

@@ -48,8 +48,10 @@ const WORDS: usize = 256;
 const MILESTONES: usize = 1024;
 /// How long a question waits for its answer before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// The same before the first answer: nothing can start without it.
+const ASK_AGAIN_AT_BOOT: Duration = Duration::from_millis(400);
 /// How often nothing in particular is looked after: forgetting, lost questions.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(250);
 /// How long the start waits for a launcher.
 const LAUNCHER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the end waits for the last messages to leave.
@@ -88,8 +90,6 @@ struct Agent {
     connected: watch::Sender<u64>,
     /// Whether the controller has answered since this process began.
     open: bool,
-    /// Cancellations of runs that were not seen yet.
-    cancelled: HashMap<RunId, (u32, i64)>,
     /// The question under way.
     asked: Option<(Nonce, Instant)>,
     /// Whether there is, or may be, work that was left behind.
@@ -145,7 +145,6 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         milestones: milestone_sender,
         connected: watch::channel(0).0,
         open: false,
-        cancelled: HashMap::new(),
         asked: None,
         more: true,
         refused: BTreeMap::new(),
@@ -298,7 +297,8 @@ impl Agent {
 
     fn note(&self, run: &RunId, attempt: u32, known: Option<Known>) -> Note {
         let expires_ms = known.map_or_else(now_ms, |k| k.expires_ms);
-        Note { run: run.clone(), attempt, expires_ms, order_digest: Digest::of(b""), require_result: false }
+        let order_digest = known.and_then(|k| k.order_digest).unwrap_or_else(|| Digest::of(b""));
+        Note { run: run.clone(), attempt, expires_ms, order_digest, require_result: false }
     }
 
     fn task(&self, note: Note) -> (Run, mpsc::Sender<Word>) {
@@ -326,6 +326,12 @@ impl Agent {
     async fn obey(&mut self, command: Command) {
         match command {
             Command::Dispatch { dispatch, order } => self.dispatch(*dispatch, order).await,
+            // The controller meant it and the order is not what it should be: it never will be.
+            Command::BadOrder(dispatch, reason) => {
+                self.count(reason, &format!("the order of run {}", dispatch.run));
+                let news = News::Refused { reason, message: reason.to_string() };
+                self.news(&dispatch.run, dispatch.attempt, news).await;
+            }
             Command::OrderMissing(dispatch) => self.fetch_order(*dispatch).await,
             Command::Cancel(cancel) => {
                 let word = Word::Cancel { hard: cancel.hard };
@@ -333,8 +339,10 @@ impl Agent {
                 match self.runs.get(&cancel.run) {
                     Some((attempt, _)) if *attempt <= cancel.attempt => self.pass(&cancel.run, word),
                     _ if known.is_some_and(|k| k.attempt >= cancel.attempt) => {}
+                    // Never seen, or left behind: it will not start, and the controller is told so.
                     _ => {
-                        self.cancelled.insert(cancel.run, (cancel.attempt, now_ms()));
+                        let reason = Refusal::Cancelled;
+                        self.close(&cancel.run, cancel.attempt, now_ms() + CANCEL_KEPT_MS, reason).await;
                     }
                 }
             }
@@ -395,13 +403,15 @@ impl Agent {
 
     async fn dispatch(
         &mut self,
-        dispatch: sally_common::wire::command::Dispatch,
+        mut dispatch: sally_common::wire::command::Dispatch,
         order: intake::CheckedOrder,
     ) {
         let known = self.memory.get(&dispatch.run);
         let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
         let now = Now { at_ms: self.shared.now_ms(), free, open: self.open };
-        let expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
+        // A controller can shorten what the caller signed, not lengthen it.
+        dispatch.expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
+        let expires_ms = dispatch.expires_ms;
         match decide(&dispatch, &self.shared.me, known, now) {
             Decision::Leave => self.more = true,
             Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {}", dispatch.run)),
@@ -420,10 +430,7 @@ impl Agent {
                 self.news(&dispatch.run, dispatch.attempt, News::Refused { reason, message }).await;
             }
             Decision::Take => {
-                let cancelled =
-                    self.cancelled.get(&dispatch.run).is_some_and(|(a, _)| *a >= dispatch.attempt);
-                let problem = if cancelled { Err(Refusal::Cancelled) } else { order.is_for(&self.shared) };
-                if let Err(reason) = problem {
+                if let Err(reason) = order.is_for(&self.shared) {
                     return self.close(&dispatch.run, dispatch.attempt, expires_ms, reason).await;
                 }
                 let Some(slot) = self.free.pop() else { return };
@@ -434,7 +441,8 @@ impl Agent {
                     order_digest: dispatch.order_digest,
                     require_result: order.order.task.require_result,
                 };
-                let known = Known { attempt: dispatch.attempt, phase: Phase::Accepted, expires_ms };
+                let (attempt, phase) = (dispatch.attempt, Phase::Accepted);
+                let known = Known { attempt, phase, closed: None, order_digest: None, expires_ms };
                 self.memory.note(dispatch.run.clone(), known);
                 let (run, words) = self.task(note);
                 self.runs.insert(dispatch.run.clone(), (dispatch.attempt, words));
@@ -452,9 +460,13 @@ impl Agent {
 
     /// Refuses an attempt for good: remembered, told, and never to be run.
     async fn close(&mut self, run: &RunId, attempt: u32, expires_ms: i64, reason: Refusal) {
-        self.count(reason, &format!("run {run}"));
-        self.memory.note(run.clone(), Known { attempt, phase: Phase::Closed, expires_ms });
-        let written = self.shared.journal().closed(run, attempt, expires_ms);
+        if reason != Refusal::Cancelled {
+            self.count(reason, &format!("run {run}"));
+        }
+        let known =
+            Known { attempt, phase: Phase::Closed, closed: Some(reason), order_digest: None, expires_ms };
+        self.memory.note(run.clone(), known);
+        let written = self.shared.journal().closed(run, attempt, expires_ms, reason);
         if written.wait().await.is_err() {
             self.shared.count_loss("journal-write");
         }
@@ -512,7 +524,7 @@ impl Agent {
             Milestone::Finished(run, attempt) => self.memory.advance(&run, attempt, Phase::Finished),
             Milestone::Closed(run, attempt, reason) => {
                 self.count(reason, &format!("run {run}"));
-                self.memory.advance(&run, attempt, Phase::Closed);
+                self.memory.close(&run, attempt, reason);
                 self.runs.remove(&run);
             }
             Milestone::GivenBack(run, _) => {
@@ -529,7 +541,7 @@ impl Agent {
             Milestone::WantBlob(digest, sender) => self.blobs.entry(digest).or_default().push(sender),
             Milestone::Order(dispatch, bytes) => match intake::check_order(&self.shared, &dispatch, &bytes) {
                 Ok(order) => self.dispatch(*dispatch, order).await,
-                Err(refusal) => self.count(refusal, &format!("the order of run {}", dispatch.run)),
+                Err(reason) => Box::pin(self.obey(Command::BadOrder(dispatch, reason))).await,
             },
         }
     }
@@ -552,7 +564,8 @@ impl Agent {
     }
 
     async fn tick(&mut self, slots: u16) {
-        if self.asked.is_some_and(|(_, at)| at.elapsed() > ASK_AGAIN) {
+        let patience = if self.open { ASK_AGAIN } else { ASK_AGAIN_AT_BOOT };
+        if self.asked.is_some_and(|(_, at)| at.elapsed() > patience) {
             self.asked = None;
             self.more = true;
         }
@@ -560,7 +573,6 @@ impl Agent {
             self.heartbeat(slots, None).await;
         }
         let now = now_ms();
-        self.cancelled.retain(|_, (_, at)| now - *at < CANCEL_KEPT_MS);
         let old = self.memory.prunable(now);
         if !old.is_empty() {
             for run in &old {
@@ -619,5 +631,5 @@ impl Agent {
 /// A run that was adopted after its keeper had ended holds no slot.
 const NO_SLOT: u16 = u16::MAX;
 
-/// How long a cancellation of a run that was never seen is remembered.
+/// How long a cancellation of a run that was never started is remembered.
 const CANCEL_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;

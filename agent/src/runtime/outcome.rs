@@ -47,8 +47,14 @@ impl Ending {
     }
 }
 
-/// Judges an attempt that has an exit record.
-pub fn judge(record: &ExitRecord, result: &script::ScriptResult, require_result: bool) -> Ending {
+/// Judges an attempt that has an exit record. `asked` says whether the controller asked to cancel it: a keeper
+/// also ends an attempt when its launcher is told to stop with everything, and that is an interruption.
+pub fn judge(
+    record: &ExitRecord,
+    result: &script::ScriptResult,
+    require_result: bool,
+    asked: bool,
+) -> Ending {
     let ended = |state, code: &Option<i32>, signal: &Option<i32>, reason: &str, message: String| Ending {
         exit_code: *code,
         signal: *signal,
@@ -62,6 +68,10 @@ pub fn judge(record: &ExitRecord, result: &script::ScriptResult, require_result:
         }
         Outcome::TimedOut { code, signal } => {
             ended(RunState::TimedOut, code, signal, "timeout", "ran longer than its timeout".into())
+        }
+        Outcome::Cancelled { code, signal } if !asked => {
+            let message = "the agent's host was told to stop everything; it may have run in part";
+            ended(RunState::Interrupted, code, signal, "stopped", message.into())
         }
         Outcome::Cancelled { code, signal } => {
             ended(RunState::Cancelled, code, signal, "cancelled", "cancelled while it ran".into())

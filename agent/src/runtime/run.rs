@@ -261,7 +261,8 @@ impl Run {
     }
 
     async fn refuse(&self, reason: Refusal, message: String) {
-        let written = self.shared.journal().closed(&self.note.run, self.note.attempt, self.note.expires_ms);
+        let note = &self.note;
+        let written = self.shared.journal().closed(&note.run, note.attempt, note.expires_ms, reason);
         if written.wait().await.is_err() {
             // Not on disk: refusing again after a restart is harmless, the order has not run.
             self.shared.count_loss("journal-write");
@@ -307,7 +308,8 @@ impl Run {
         let events = folder.events().map_err(|e| Stop::GivenBack(e.to_string()))?;
 
         // Side by side: the keeper builds, the disk syncs. The program waits for both.
-        let mark = self.shared.journal().started(&self.note.run, self.note.attempt, self.note.expires_ms);
+        let (run, digest) = (&self.note.run, self.note.order_digest);
+        let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
         let (started, marked) = tokio::join!(self.shared.launcher.start(slot, &plan, handover), mark.wait());
         if let Err(error) = marked {
             // Dropping the word keeps the program from starting; the mark may or may not be on disk.
@@ -494,6 +496,10 @@ impl Run {
                 }
                 word = self.words.recv() => match word {
                     Some(Word::Cancel { hard }) => {
+                        // For whoever judges the end, in this process or the next.
+                        if let Err(error) = std::fs::write(self.dir().join(CANCEL_ASKED), b"") {
+                            tracing::warn!(run = %self.note.run, %error, "cannot note a cancellation");
+                        }
                         let told = if hard { live.folder.kill() } else { live.folder.cancel() };
                         if let Err(error) = told {
                             tracing::warn!(run = %self.note.run, %error, "could not tell the keeper to end the run");
@@ -615,7 +621,10 @@ impl Run {
         let mut ends = ends.into_iter().map(|(end, _)| end);
         let (stdout, stderr) = (ends.next().unwrap_or_else(empty), ends.next().unwrap_or_else(empty));
         let ending = match &record {
-            Some(record) => outcome::judge(record, &said, self.note.require_result),
+            Some(record) => {
+                let asked = self.dir().join(CANCEL_ASKED).exists();
+                outcome::judge(record, &said, self.note.require_result, asked)
+            }
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
         let said = Said::of(said, |text| mask_text(text, &masks));
@@ -827,6 +836,8 @@ impl Run {
     }
 }
 
+/// The file whose presence says that the controller asked to cancel the run.
+const CANCEL_ASKED: &str = "cancel-asked";
 /// The file with the [`Note`].
 pub const NOTE_FILE: &str = "run.json";
 /// A structured result that is too large for its message.

@@ -233,7 +233,7 @@ impl Packets {
             Ok(Ok(None) | Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN)) => {
                 Err(SandboxError::KeeperGone)
             }
-            Ok(Err(Errno::EMSGSIZE)) => Err(SandboxError::Refused("the plan is larger than 64 KiB".into())),
+            Ok(Err(Errno::EMSGSIZE)) => Err(SandboxError::Refused("the plan is larger than 112 KiB".into())),
             Ok(Err(errno)) => Err(SandboxError::Io("talk to the launcher", errno.into())),
         }
     }

@@ -170,7 +170,16 @@ impl RunFolder {
             .open_receiver(&path)
             .map_err(|e| SandboxError::path("open", &path, e))?;
         let ended = self.exit_record()?.is_some();
-        Ok(Events { receiver, folder: self.clone(), ended, pending: Vec::new() })
+        let mut events = Events { receiver, folder: self.clone(), ended, pending: Vec::new() };
+        // A FIFO that has no writer when it is opened never becomes readable, not even at its end: it is asked
+        // once without waiting. From a writer that is there the end is heard.
+        let mut bytes = [0u8; 512];
+        match nix::unistd::read(&events.receiver, &mut bytes) {
+            Ok(length) => events.heard(&bytes[..length]),
+            Err(nix::errno::Errno::EAGAIN) => {}
+            Err(errno) => return Err(SandboxError::path("read", &path, errno.into())),
+        }
+        Ok(events)
     }
 
     /// Asks the keeper to end the attempt: TERM, and KILL after the plan's grace. Has no effect if it has ended.
@@ -226,12 +235,17 @@ impl Events {
             let mut bytes = [0u8; 512];
             let failed = |e| SandboxError::path("read", &self.folder.events_path(), e);
             let length = self.receiver.read(&mut bytes).await.map_err(failed)?;
-            self.ended = length == 0 || bytes[..length].contains(&b'x');
-            // Popped from the end: the start is news before the output.
-            for (byte, event) in [(b'o', Event::Output), (b's', Event::Started)] {
-                if bytes[..length].contains(&byte) {
-                    self.pending.push(event);
-                }
+            self.heard(&bytes[..length]);
+        }
+    }
+
+    /// Takes in what was read; nothing is the end.
+    fn heard(&mut self, bytes: &[u8]) {
+        self.ended |= bytes.is_empty() || bytes.contains(&b'x');
+        // Popped from the end: the start is news before the output.
+        for (byte, event) in [(b'o', Event::Output), (b's', Event::Started)] {
+            if bytes.contains(&byte) {
+                self.pending.push(event);
             }
         }
     }

@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 /// The version of the plan's form that this program reads and writes.
 pub const PLAN_VERSION: u32 = 1;
 
-/// The largest encoded plan, in bytes: one message on a socket.
-pub const MAX_PLAN_BYTES: usize = 64 * 1024;
+/// The largest encoded plan, in bytes: one message on a socket. Room for arguments and environment of
+/// `sally_common::limit::WORDS_MAX` with their escapes.
+pub const MAX_PLAN_BYTES: usize = 112 * 1024;
 
 /// The search path when a plan's environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

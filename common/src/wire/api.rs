@@ -142,8 +142,7 @@ pub enum Call {
         #[serde(default)]
         hard: bool,
     },
-    /// Watch a job: events go to the caller's inbox until it ends or `keep_ms` passed since the last such
-    /// call; the answer is the [`JobRecord`].
+    /// Watch a job: events go to the caller's inbox until 40 s have passed since the last such call; the answer is the [`JobRecord`].
     Watch {
         /// The job.
         job: JobId,
@@ -327,9 +326,10 @@ pub struct Event {
     pub change: Change,
 }
 
-/// What happened to a watched job.
+/// What happened to a watched job. The tag stands beside the content and before it: a tag inside would make
+/// serde copy the record, and a structured result does not survive that.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "kebab-case")]
+#[serde(tag = "what", content = "of", rename_all = "kebab-case")]
 pub enum Change {
     /// A run changed its state or its progress. Output and result are inside once it has ended, if small.
     Run {

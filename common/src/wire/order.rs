@@ -196,8 +196,10 @@ impl Order {
         if self.targets.is_empty() {
             return fail("the order names no target".into());
         }
-        if let Some(Err(e)) = self.targets.selector.as_deref().map(crate::selector::Selector::parse) {
-            return fail(e.to_string());
+        for selector in &self.targets.selectors {
+            if let Err(e) = crate::selector::Selector::parse(selector) {
+                return fail(e.to_string());
+            }
         }
         if self.expires_ms <= self.created_ms {
             return fail("the order expires before it was made".into());
@@ -208,6 +210,14 @@ impl Order {
         let entries = task.env.iter().flat_map(|(k, v)| [k, v]);
         if task.args.iter().chain(entries).any(|text| text.contains('\0')) {
             return fail("an argument or environment entry contains a NUL byte".into());
+        }
+        let entries = task.env.iter().flat_map(|(k, v)| [k, v]);
+        let words: usize = task.args.iter().chain(entries).map(|text| text.len() + 1).sum();
+        if words > limit::WORDS_MAX {
+            let most = limit::WORDS_MAX;
+            return fail(format!(
+                "arguments and environment have {words} bytes, more than {most}: use -P or --stdin"
+            ));
         }
         if task.timeout_ms == 0 {
             return fail("the timeout is zero".into());

@@ -105,7 +105,8 @@ impl Broker {
         leftover::end(&pid_file, STOP_LIMIT).await.map_err(BrokerError::Leftover)?;
         remove_ports_files(&state.run())
             .map_err(|e| StateError::Unusable { path: state.run(), source: e })?;
-        write_config(&settings, None)?;
+        let port_file = state.run().join(PORT_FILE);
+        write_config(&settings, kept_port(&port_file, settings.listen))?;
 
         let log = state.log().join("nats-server.log");
         let mut spec = ChildSpec::new("nats-server", &settings.server.path);
@@ -142,6 +143,7 @@ impl Broker {
                 return Err(error);
             }
         };
+        write_private(&port_file, port.to_string().as_bytes())?;
         // A restart reads the file again and must come back where the clients look for it.
         write_config(&settings, Some(port))?;
         let any = settings.listen.is_unspecified();
@@ -168,6 +170,15 @@ impl Broker {
     pub async fn stop(self) -> bool {
         self.supervisor.stop().await
     }
+}
+
+/// Where the port of the last start is kept: agents that were prepared for other hosts look for it there.
+const PORT_FILE: &str = "nats-server.port";
+
+/// The port of the last start, if it is free.
+fn kept_port(file: &Path, listen: IpAddr) -> Option<u16> {
+    let port: u16 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+    std::net::TcpListener::bind((listen, port)).is_ok().then_some(port)
 }
 
 fn write_config(settings: &BrokerSettings<'_>, port: Option<u16>) -> Result<(), BrokerError> {

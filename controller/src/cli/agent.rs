@@ -47,7 +47,7 @@ pub(super) async fn agent(session: &Session, command: AgentCommand) -> Result<Ex
             let any = TargetArgs { all: true, ..TargetArgs::default() };
             let named = !args.targets.agents.is_empty()
                 || !args.targets.zones.is_empty()
-                || args.targets.selector.is_some();
+                || !args.targets.selectors.is_empty();
             let targets = if named { args.targets.targets()? } else { any.targets()? };
             let mut agents = all(session).await?;
             agents.retain(|a| targets.matches(&a.zone, &a.agent, &a.labels));

@@ -51,8 +51,8 @@ pub(super) struct TargetArgs {
     #[arg(short, long = "zone", value_name = "ZONE")]
     pub zones: Vec<Zone>,
     /// Agents with these labels, as in 'role=web,tier in (a,b),!canary'
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
-    pub selector: Option<String>,
+    #[arg(short = 'l', long = "selector", value_name = "SELECTOR")]
+    pub selectors: Vec<String>,
     /// Every agent
     #[arg(long)]
     pub all: bool,
@@ -61,7 +61,7 @@ pub(super) struct TargetArgs {
 impl TargetArgs {
     /// Checks what was written, reads files of names, and refuses the empty selection.
     pub(super) fn targets(&self) -> Result<Targets, CliError> {
-        if let Some(text) = &self.selector {
+        for text in &self.selectors {
             Selector::parse(text).map_err(|e| {
                 CliError::usage(e.to_string())
                     .hint("write 'k=v', 'k in (a,b)', 'k' or '!k', joined by commas")
@@ -76,7 +76,7 @@ impl TargetArgs {
         }
         agents.iter().try_for_each(|pattern| check_pattern(pattern))?;
         let targets =
-            Targets { agents, zones: self.zones.clone(), selector: self.selector.clone(), all: self.all };
+            Targets { agents, zones: self.zones.clone(), selectors: self.selectors.clone(), all: self.all };
         if targets.is_empty() {
             return Err(CliError::usage("no target given: nothing runs anywhere unless you say where")
                 .hint("name agents with -a, a zone with -z, labels with -l, or all of them with --all"));
@@ -164,9 +164,6 @@ pub(super) struct TaskArgs {
     /// A run without a structured result has failed
     #[arg(long)]
     pub require_result: bool,
-    /// Running it again does no harm, so it may be repeated after an interruption
-    #[arg(long)]
-    pub idempotent: bool,
     /// Your own id of this submission: the same id again is the same job
     #[arg(long, value_name = "ID")]
     pub request_id: Option<RequestId>,
@@ -212,5 +209,56 @@ impl WaitArgs {
             .hint("-o jsonl prints each run as it ends; `sally job logs` has the bytes"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(agents: &[&str]) -> Result<Targets, CliError> {
+        let agents = agents.iter().map(|a| (*a).to_owned()).collect();
+        TargetArgs { agents, ..TargetArgs::default() }.targets()
+    }
+
+    #[test]
+    fn targets_must_be_said_and_readable() {
+        for good in ["local-1", "dmz/web-*", "*", "web-0?"] {
+            assert!(targets(&[good]).is_ok(), "{good}");
+        }
+        for bad in ["", "/", "a/", "/a", "a/b/c", "A", "a b", "a.b"] {
+            assert!(targets(&[bad]).is_err_and(|e| e.exit.code() == 2), "{bad}");
+        }
+        assert!(targets(&[]).is_err_and(|e| e.message.contains("no target")));
+        let selector = TargetArgs { selectors: vec!["a in (".into()], ..TargetArgs::default() };
+        assert!(selector.targets().is_err_and(|e| e.message.contains("character")));
+    }
+
+    #[test]
+    fn a_file_names_agents() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("list");
+        std::fs::write(&path, "# shops\nshop-1\n dmz/web-* # all\n\n").expect("written");
+        let word = format!("@{}", path.display());
+        let found = targets(&[&word, "x"]).expect("targets");
+        assert_eq!(found.agents, ["shop-1", "dmz/web-*", "x"]);
+        std::fs::write(&path, "# none\n").expect("written");
+        assert!(targets(&[&word]).is_err_and(|e| e.message.contains("names no agent")));
+        assert!(targets(&["@/no/such"]).is_err_and(|e| e.message.contains("/no/such")));
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        wait: WaitArgs,
+    }
+
+    #[test]
+    fn lines_for_people_are_no_records() {
+        let check = |line: &str| <Line as clap::Parser>::parse_from(line.split(' ')).wait.check();
+        assert!(check("x --stream").is_ok());
+        assert!(check("x --stream -o wide").is_ok());
+        assert!(check("x -o json").is_ok());
+        assert!(check("x --stream -o json").is_err_and(|e| e.exit.code() == 2));
     }
 }

@@ -31,8 +31,8 @@ pub(super) async fn finish(client: &Client, followed: Followed, shown: Shown) ->
         }
         Ending::Done => {}
     }
-    let wants_content = !matches!(shown.format, Format::Jsonl | Format::Name)
-        && (shown.look.is_none() || shown.format != Format::Table);
+    // Even when the output was shown as it came, the result stands in the last line.
+    let wants_content = !matches!(shown.format, Format::Jsonl | Format::Name);
     let runs = content(client, &followed, wants_content).await?;
     let exit = Exit::of_runs(runs.iter().map(|r| r.state));
     let whole = JobWithRuns { schema: SCHEMA, job: followed.job, runs };

@@ -31,13 +31,22 @@ pub(super) fn fold(runs: &[RunRecord]) -> Vec<Group<'_>> {
     groups
 }
 
-type Key<'a> = (RunState, Option<i32>, Option<i32>, &'a str, Option<&'a str>, [&'a str; 2], Option<&'a str>);
+/// State, exit code, signal; result and its state; both streams with what is missing; words.
+type Key<'a> = ([Option<i32>; 3], [&'a str; 2], [(&'a str, bool, u64); 2], [Option<&'a str>; 3]);
 
 fn key(run: &RunRecord) -> Key<'_> {
     let result = run.result.as_ref().map_or("", |r| r.get());
     let failure = run.failure.as_ref().map(|f| f.text.as_str());
-    let output = [run.stdout.as_str(), run.stderr.as_str()];
-    (run.state, run.exit_code, run.signal, result, run.reason.as_deref(), output, failure)
+    let is_base64 = |encoding| encoding == TextEncoding::Base64;
+    (
+        [Some(run.state as i32), run.exit_code, run.signal],
+        [result, run.result_state.map_or("", ResultState::word)],
+        [
+            (run.stdout.as_str(), is_base64(run.stdout_encoding), run.stdout_truncated_bytes),
+            (run.stderr.as_str(), is_base64(run.stderr_encoding), run.stderr_truncated_bytes),
+        ],
+        [run.reason.as_deref(), run.message.as_deref(), failure],
+    )
 }
 
 /// What needs attention comes first.
@@ -118,10 +127,12 @@ pub(super) fn answer(run: &RunRecord) -> String {
         (None, Some(code)) if code != 0 => parts.push(format!("exit {code}")),
         _ => {}
     }
+    // These reasons say what stands there already.
+    let is_said = !parts.is_empty() && matches!(run.reason.as_deref(), Some("exit-code" | "signal"));
     if let Some(failure) = &run.failure {
         parts.push(format!("{}: {}", failure.code, failure.text));
     }
-    if run.state != RunState::Succeeded || run.failure.is_some() {
+    if !is_said && (run.state != RunState::Succeeded || run.failure.is_some()) {
         let why = run.message.as_deref().or(run.reason.as_deref());
         parts.extend(why.map(str::to_owned));
     }

@@ -122,10 +122,8 @@ async fn take_run(
         run = logs::whole(client, &run.run).await?;
         whole = true;
     }
-    if first_end {
-        if let Some(live) = &mut wishes.live {
-            live.end(&run, whole).await?;
-        }
+    if first_end && let Some(live) = &mut wishes.live {
+        live.end(&run, whole).await?;
     }
     if run.state.is_end() {
         if let Some(folder) = &wishes.folder {

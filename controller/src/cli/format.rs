@@ -200,10 +200,14 @@ fn jobs_table(jobs: &[JobRecord], width: Option<usize>, wide: bool) -> String {
     table::table(&header, &rows, width)
 }
 
+/// Heartbeats are counted in whole seconds.
+fn seen_ago(seconds: u64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { duration::show(seconds.saturating_mul(1_000)) }
+}
+
 fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> String {
     let row = |agent: &AgentRecord| {
-        let seen =
-            agent.last_seen_s.map(|s| duration::show(s.saturating_mul(1_000))).unwrap_or("never".into());
+        let seen = agent.last_seen_s.map_or("never".into(), seen_ago);
         let labels: Vec<String> = agent.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let mut row = vec![
             agent.agent.to_string(),

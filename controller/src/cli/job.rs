@@ -221,7 +221,9 @@ async fn wait(client: &Client, args: &JobWaitArgs) -> Result<Exit, CliError> {
 }
 
 async fn cancel(client: &Client, args: CancelArgs) -> Result<Exit, CliError> {
-    let cancelled: Cancelled = client.call(Call::Cancel { id: args.id, hard: args.hard }).await?;
+    // By its whole id, so that the same request said twice by a broker cannot mean another job.
+    let job: JobRecord = client.call(Call::Job { id: args.id }).await?;
+    let cancelled: Cancelled = client.call(Call::Cancel { id: job.id.to_string(), hard: args.hard }).await?;
     let id = &cancelled.job.id;
     out::note(&match cancelled.runs {
         0 => format!("job {id} had ended already: {}", cancelled.job.state),

@@ -62,13 +62,13 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start broker, controller and local agents on this host, in the foreground
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
     Up(UpArgs),
-    /// Run the controller service
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
     Serve(ServeArgs),
-    /// Run a script or a binary on agents and wait for the answers
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
     Run(run::RunArgs),
-    /// Run one command on agents and wait for the answers
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
     Exec(run::ExecArgs),
     /// Look at jobs, follow them, cancel them
     #[command(subcommand)]
@@ -90,7 +90,7 @@ pub enum Command {
     Version(version::VersionArgs),
 }
 
-/// Start broker, controller and local agents.
+/// Start broker, controller and local agents on this host, in the foreground.
 ///
 /// Prints `ready` on stdout when it serves. Ctrl-C ends all that it started.
 ///

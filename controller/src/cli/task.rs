@@ -134,7 +134,7 @@ fn task(
         timeout_ms: ms(args.timeout),
         grace_ms: ms(args.grace),
         require_result: args.require_result,
-        idempotent: args.idempotent,
+        idempotent: false,
     };
     Ok(Prepared {
         task,
@@ -203,3 +203,7 @@ fn read(path: Option<&Path>, what: &str) -> Result<Vec<u8>, CliError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;

@@ -91,3 +91,80 @@ pub(super) fn agent(zone: &str, agent: &str) -> AgentRecord {
         waiting: 0,
     }
 }
+
+fn parse(line: &str) -> Result<Cli, String> {
+    let words = std::iter::once("sally").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_commands_are_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn what_belongs_together_is_accepted() {
+    for line in [
+        "up",
+        "up --dir d --agents 3 --zone z",
+        "serve --config c.toml",
+        "run ./a.sh -a x -a y/z -z q -l role=web -p k=v -p k2:=1 -P f --env A=b --stdin - --profile host",
+        "run ./a.sh --all --timeout 1h30m --grace 0s --expires 2d --interpreter sh --fix-crlf -- -x --all",
+        "run - --all --stream --output-dir d --wait 5m -o wide",
+        "exec --all --require-result --request-id k --offline skip -o jsonl -- sh -c x",
+        "exec --all --detach -o json -- true",
+        "exec --all --plan -- true",
+        "exec --all --encoding gb18030 -- true",
+        "job ls -n 5 -o yaml",
+        "job show latest -o csv",
+        "job watch x",
+        "job logs x -f -a y --stderr --tail 5",
+        "job result x -a y",
+        "job cancel x --hard",
+        "job wait x --wait 1s -o json",
+        "agent ls -z dmz -o name",
+        "agent show dmz/web-1",
+        "context select x",
+        "completion zsh",
+        "version -o json",
+        "--context x version",
+        "version --context x",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_name() {
+    for (line, named) in [
+        ("exec --all", "<CMD>"),
+        ("exec --all true", "true"),
+        ("exec --all --detach --stream -- true", "--detach"),
+        ("exec --all --detach --wait 1s -- true", "--detach"),
+        ("exec --all --detach --output-dir d -- true", "--output-dir"),
+        ("exec --all --plan --detach -- true", "--plan"),
+        ("exec --all --plan --wait 1s -- true", "--plan"),
+        ("exec --all --timeout 5 -- true", "\"5\" is not a duration"),
+        ("exec --all --timeout 0s -- true", "no time at all"),
+        ("exec --all --profile admin -- true", "strict, net or host"),
+        ("exec --all --request-id ü -- true", "request id"),
+        ("exec --all -z A.b -- true", "zone name"),
+        ("exec --all -l a -l b -- true", "--selector"),
+        ("exec --all --encoding klingon -- true", "klingon"),
+        ("exec --all -o xml -- true", "xml"),
+        ("exec --all --concurrency 3 -- true", "--concurrency"),
+        ("exec --all --retries 3 -- true", "--retries"),
+        ("exec --all --secret a=@b -- true", "--secret"),
+        ("run a.sh --lane direct", "--lane"),
+        ("up --http :80", "--http"),
+        ("up --agents 100000", "100000"),
+        ("job retry x", "retry"),
+        ("job logs x --raw --tail 3", "--raw"),
+        ("job logs x --stdout --stderr", "--stdout"),
+        ("job ls -n 0", "0"),
+        ("task ls", "task"),
+    ] {
+        let error = parse(line).map(|_| ()).expect_err(line);
+        assert!(error.contains(named), "{line}: {error}");
+    }
+}

@@ -41,7 +41,9 @@ impl Mailbox {
             while let Some(message) = arriving.next().await {
                 let slot = known.lock().ok().and_then(|w| w.get(message.subject.as_str()).cloned());
                 // Nobody waits any more, or more came than any reply has parts: it is dropped.
-                slot.map(|slot| slot.try_send(message));
+                if let Some(slot) = slot {
+                    let _ = slot.try_send(message);
+                }
             }
         });
         Ok(Self { base, count: AtomicU64::new(0), waiting, _sorter: sorter })

@@ -242,7 +242,7 @@ fn is_news(old: (RunState, bool), new: (RunState, bool)) -> bool {
     match (old_state.is_end(), new_state.is_end()) {
         (false, _) => true,
         (true, false) => false,
-        (true, true) => !(old_final && !new_final) && old != new,
+        (true, true) => (new_final || !old_final) && old != new,
     }
 }
 

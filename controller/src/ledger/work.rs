@@ -370,5 +370,6 @@ impl<'a> Work<'a> {
 
 /// A refusal of what the agent has already taken says nothing about how that ends.
 fn is_no_news(told: &Settlement) -> bool {
-    told.state == RunState::Rejected && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt"))
+    told.state == RunState::Rejected
+        && matches!(told.reason.as_deref(), Some("replayed" | "stale-attempt" | "wrong-incarnation"))
 }

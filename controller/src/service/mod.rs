@@ -145,6 +145,9 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
             _ = reconnected.changed() => provision_streams(&service).await,
             _ = stop.changed() => break,
             ended = tasks.join_next() => {
+                if *stop.borrow() {
+                    break;
+                }
                 // A part that ended by itself is a fault of ours: better to end and be started anew.
                 tracing::error!(?ended, "a part of the service ended");
                 break;

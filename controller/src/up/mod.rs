@@ -41,9 +41,12 @@ const READY_POLL: Duration = Duration::from_millis(25);
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
 /// Time between TERM and KILL when `up` ends.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// User ids of one agent's slots, and where the first agent's begin. Each agent has a range of its own.
-const UID_BASE: u32 = 200_000;
-const UID_RANGE: u32 = 256;
+/// User ids of slots, when `up` runs as root: far from accounts and from the ranges that containers use
+/// (systemd's table of user ids calls 1879048192 to 2147352575 unused). Each folder has a range of its own in
+/// it, so that two `up` on one host share no user id.
+const UID_BASE: u32 = 1_900_000_000;
+const UID_RANGES: u32 = 50_000;
+const UID_RANGE: u32 = 4_096;
 /// Seconds between heartbeats of local agents: short, so that a person sees a change soon.
 const HEARTBEAT_S: u32 = 10;
 /// Agents up to which each gets four slots; more get fewer, since each slot costs processes.
@@ -352,7 +355,7 @@ impl Children<'_> {
         slots: u16,
     ) -> Result<(Supervisor, Supervisor), UpError> {
         let name = files.enrolled.agent.as_str();
-        let uid_base = UID_BASE + u32::try_from(n).unwrap_or(0) * UID_RANGE;
+        let uid_base = uid_base(self.state.root()) + u32::try_from(n).unwrap_or(0) * u32::from(slots);
         let socket = files.socket.clone().unwrap_or_else(|| files.dir.join("launcher.sock"));
         let mut args: Vec<std::ffi::OsString> = vec!["launcher".into(), "--socket".into(), socket.into()];
         args.extend(["--state".into(), files.dir.join("launcher").into()]);
@@ -379,6 +382,13 @@ fn last_words(log: &Path) -> String {
         Some(line) => line.strip_prefix("sally: ").unwrap_or(line).to_owned(),
         None => format!("it said nothing in {}", log.display()),
     }
+}
+
+/// Where the user ids of this folder's slots begin.
+fn uid_base(root: &Path) -> u32 {
+    let digest = sally_common::id::Digest::of(root.as_os_str().as_encoded_bytes());
+    let [a, b, c, d, ..] = *digest.as_bytes();
+    UID_BASE + u32::from_be_bytes([a, b, c, d]) % UID_RANGES * UID_RANGE
 }
 
 fn tell(name: &str, event: &ChildEvent) {
