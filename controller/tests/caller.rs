@@ -135,7 +135,7 @@ impl Played {
             Ok(value) => ReplyOutcome::Ok(serde_json::value::to_raw_value(&value).unwrap()),
             Err(error) => ReplyOutcome::Error(error),
         };
-        let reply_body = Reply { v: 1, nonce: request.nonce, outcome };
+        let reply_body = Reply { v: 1, nonce: request.nonce, outcome, payload: None };
         if hostile {
             // Somebody on the broker is faster than the controller.
             let forged = Envelope::seal(Kind::Reply, &SigningKey::generate(), &reply_body);

@@ -207,7 +207,8 @@ fn a_bad_result_fails_the_run_and_says_where() {
     let run = shell(&up, &wide(30_000_000), 3);
     assert_eq!((&run["result_state"], &run["exit_code"]), (&json!("oversize"), &json!(0)));
 
-    let said = up.sally(&["exec", "-a", "local-1", "--", "sh", "-c", "echo '{\"a\":1,\"a\":2}' >&3"]).expect(3);
+    let said =
+        up.sally(&["exec", "-a", "local-1", "--", "sh", "-c", "echo '{\"a\":1,\"a\":2}' >&3"]).expect(3);
     assert_eq!(said.stderr.matches("twice").count(), 1, "said once: {}", said.stderr);
     assert!(said.stderr.contains("result invalid at byte 7"), "{}", said.stderr);
 }
@@ -220,7 +221,10 @@ fn scripts_that_end_in_odd_ways_end() {
 
     // Children left behind: in the background, and in a session of their own with every descriptor.
     let run = shell(&up, "setsid sleep 98712 & sleep 98713 & echo hi; sleep 0.2", 0);
-    assert_eq!((&run["state"], &run["stdout"], &run["leftovers"]), (&json!("succeeded"), &json!("hi\n"), &json!(2)));
+    assert_eq!(
+        (&run["state"], &run["stdout"], &run["leftovers"]),
+        (&json!("succeeded"), &json!("hi\n"), &json!(2))
+    );
     assert!(processes_with("sleep\u{0}9871").is_empty(), "no child is left");
     let said = up.sally(&["exec", "-a", "local-1", "--", "sh", "-c", "sleep 98714 &"]).expect(0);
     assert!(said.stderr.contains("1 process outlived it"), "{}", said.stderr);
@@ -249,11 +253,13 @@ fn output_without_end_is_bounded_marked_and_counted() {
     let script = format!("head -c {PRINTED} /dev/zero; echo done >&2");
     let args = ["exec", "-a", "local-1", "-o", "json", "--", "sh", "-c", &script];
     let run = one(up.sally(&args).expect(0).json());
-    assert_eq!((&run["state"], &run["exit_code"], &run["stderr"]), (&json!("succeeded"), &json!(0), &json!("done\n")));
+    assert_eq!(
+        (&run["state"], &run["exit_code"], &run["stderr"]),
+        (&json!("succeeded"), &json!(0), &json!("done\n"))
+    );
     let missing = run["stdout_truncated_bytes"].as_u64().unwrap();
     assert_eq!(run["stdout"].as_str().unwrap().len() as u64 + missing, PRINTED, "kept and counted are all");
-    for (name, most_mib) in
-        [("local-1", 64), ("local-1.launcher", 64), ("serve", 128), ("nats-server", 192)]
+    for (name, most_mib) in [("local-1", 64), ("local-1.launcher", 64), ("serve", 128), ("nats-server", 192)]
     {
         let status = std::fs::read_to_string(format!("/proc/{}/status", up.pid_of(name).unwrap())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
@@ -345,9 +351,21 @@ fn up_says_what_keeps_it_from_starting() {
     };
     let up = |dir: &str| up_command(&at(dir), scratch.path());
     check(&mut up("file"), 2, &["cannot use", "a file, not a folder", "--dir"]);
-    check(&mut up_command(Path::new("/proc/nowhere"), scratch.path()), 2, &["cannot use /proc/nowhere", "--dir"]);
-    check(up("new").arg("--nats-server").arg(&old), 2, &["named by --nats-server", "2.9.10", "2.10.27", "make nats-server"]);
-    check(up("new").env("SALLY_NATS_SERVER", "/nope"), 2, &["named by SALLY_NATS_SERVER", "make nats-server"]);
+    check(
+        &mut up_command(Path::new("/proc/nowhere"), scratch.path()),
+        2,
+        &["cannot use /proc/nowhere", "--dir"],
+    );
+    check(
+        up("new").arg("--nats-server").arg(&old),
+        2,
+        &["named by --nats-server", "2.9.10", "2.10.27", "make nats-server"],
+    );
+    check(
+        up("new").env("SALLY_NATS_SERVER", "/nope"),
+        2,
+        &["named by SALLY_NATS_SERVER", "make nats-server"],
+    );
     // The project's own copy stands above the programs, so a copy of the program elsewhere finds nothing.
     let lone = at("sally");
     std::fs::copy(programs().join("sally"), &lone).unwrap();

@@ -154,6 +154,11 @@ impl Up {
         self.dir.path().join("up")
     }
 
+    /// A folder for the test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The process id of `sally up`.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()

@@ -13,5 +13,7 @@ mod basics;
 mod demo;
 mod harness;
 mod isolation;
+mod output;
 mod outside;
+mod scripts;
 mod sockets;
