@@ -401,7 +401,7 @@ async fn errors_have_exit_codes_and_words() {
     assert_eq!((code, stderr.as_str()), (Some(4), "sally: no agent is named nobody\n"));
     let (code, _, stderr) = said(&house.sally("job show latest -o json").await);
     let error: Value = serde_json::from_str(&stderr).unwrap();
-    assert_eq!((code, &error["code"]), (Some(1), &json!("internal")), "{stderr}");
+    assert_eq!((code, &error["code"]), (Some(2), &json!("usage")), "{stderr}");
 
     let alone = House::start(false).await;
     let (code, _, stderr) = said(&alone.sally("exec -a x -- true").await);

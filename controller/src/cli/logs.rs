@@ -77,21 +77,18 @@ pub(super) async fn drain(
 /// is at most so many pieces, whatever the reader does.
 #[derive(Default)]
 struct Ahead {
-    asked: VecDeque<(u64, JoinHandle<Result<(LogPart, Bytes), ClientError>>)>,
+    asked: VecDeque<(u64, JoinHandle<Piece>)>,
 }
+
+/// A piece, or why there is none.
+type Piece = Result<(LogPart, Bytes), ClientError>;
 
 /// Pieces asked for ahead.
 const PIECES_AHEAD: usize = 4;
 
 impl Ahead {
     /// The piece at `next`, asked for before or now.
-    async fn take(
-        &mut self,
-        client: &Client,
-        run: &RunId,
-        stream: &str,
-        next: u64,
-    ) -> Result<(LogPart, Bytes), ClientError> {
+    async fn take(&mut self, client: &Client, run: &RunId, stream: &str, next: u64) -> Piece {
         while let Some((offset, answer)) = self.asked.pop_front() {
             if offset != next {
                 // A piece was shorter than expected: what was asked behind it is not what follows.
