@@ -17,7 +17,7 @@ demo: build nats-server ## three agents on this machine, one script, the answers
 
 test: test-tools nats-server ## the whole test suite
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --workspace
+	$(CARGO) nextest run --workspace --no-fail-fast
 	$(CARGO) test --workspace --doc
 else
 	$(CARGO) test --workspace
@@ -49,7 +49,7 @@ lint: tools ## format and clippy, warnings denied
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 docs: tools ## API documentation, warnings denied
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --workspace
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --workspace --document-private-items
 
 clean: ## removes what was built, the broker's copy too
 	$(CARGO) clean

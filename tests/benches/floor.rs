@@ -37,7 +37,9 @@ pub(crate) async fn spawn_shell() -> Fallible<()> {
         third.read_to_end(&mut c),
         child.wait()
     );
-    (a?, b?, c?);
+    a?;
+    b?;
+    c?;
     if status?.success() { Ok(()) } else { Err("sh -c true failed".into()) }
 }
 

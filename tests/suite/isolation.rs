@@ -106,9 +106,8 @@ fn root(pid: i32) -> &'static str {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     // The last mount on a point is the one that is seen; what is no mount point belongs to the root.
     let options = |point: &str| {
-        let lines = mounts.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
-        let found = lines.filter(|l| l[4] == point).last().map(|l| l[5].split(',').any(|o| o == "ro"));
-        found
+        let mut lines = mounts.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+        lines.rfind(|l| l[4] == point).map(|l| l[5].split(',').any(|o| o == "ro"))
     };
     let read_only = options("/") == Some(true) && options("/usr") != Some(false);
     let private =

@@ -11,8 +11,11 @@
 mod bad_input;
 mod basics;
 mod demo;
+mod facts;
+mod forgery;
 mod harness;
 mod isolation;
+mod netns;
 mod output;
 mod outside;
 mod scripts;

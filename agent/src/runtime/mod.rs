@@ -2,7 +2,7 @@
 //! happens; each run is a task of its own and talks to the loop over channels.
 //!
 //! - [`shared`]: identity, journal, connection and launcher, which loop and runs both use.
-//! - [`run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
+//! - [`mod@run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
 //!   what an order names, [`outcome`] the judgement of how it ended.
 //! - [`intake`]: messages from the controller, checked.
 //! - [`heartbeat`]: what the agent says about itself.

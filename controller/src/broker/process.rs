@@ -105,7 +105,7 @@ impl Broker {
         leftover::end(&pid_file, STOP_LIMIT).await.map_err(BrokerError::Leftover)?;
         remove_ports_files(&state.run())
             .map_err(|e| StateError::Unusable { path: state.run(), source: e })?;
-        let port_file = state.run().join(PORT_FILE);
+        let port_file = state.root().join(PORT_FILE);
         write_config(&settings, kept_port(&port_file, settings.listen))?;
 
         let log = state.log().join("nats-server.log");

@@ -1,13 +1,13 @@
 //! Everything that people type and read.
 //!
-//! In reading order: this file has the commands and hands each to its file; [`args`] are the flags that
-//! commands share; [`task`] turns flags into an order and refuses bad input before anything is sent;
-//! [`run`] submits and waits, with [`follow`] for what happens meanwhile, [`live`] for output as it comes
-//! and [`finish`] for the end; [`job`], [`agent`] and [`context`] are the other nouns. Then what they print
-//! with: [`format`], [`fold`], [`table`], [`text`], [`out`]; [`exit`] are the exit codes and [`error`] is
+//! In reading order: this file has the commands and hands each to its file; `args` are the flags that
+//! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
+//! `run` submits and waits, with `follow` for what happens meanwhile, `live` for output as it comes
+//! and `finish` for the end; `job`, `agent` and `context` are the other nouns. Then what they print
+//! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
-//! No other room prints. What is shown is made by functions that return text; [`out`] writes it.
+//! No other room prints. What is shown is made by functions that return text; `out` writes it.
 
 mod agent;
 mod args;

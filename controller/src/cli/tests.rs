@@ -149,7 +149,7 @@ fn what_makes_no_sense_is_refused_with_its_name() {
         ("exec --all --profile admin -- true", "strict, net or host"),
         ("exec --all --request-id ü -- true", "request id"),
         ("exec --all -z A.b -- true", "zone name"),
-        ("exec --all -l a -l b -- true", "--selector"),
+        ("exec --all --idempotent -- true", "--idempotent"),
         ("exec --all --encoding klingon -- true", "klingon"),
         ("exec --all -o xml -- true", "xml"),
         ("exec --all --concurrency 3 -- true", "--concurrency"),

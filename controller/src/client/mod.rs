@@ -1,8 +1,8 @@
 //! The caller's side of the controller's API: signed requests, verified replies, events.
 //!
-//! In reading order: this file connects and calls; [`parts`] joins a reply that came in pieces;
-//! [`mailbox`] hands each reply to the call that waits for it; [`submit`] signs an order, sends what it
-//! names and submits it; [`watch`] follows a job through restarts of broker and controller.
+//! In reading order: this file connects and calls; `parts` joins a reply that came in pieces;
+//! `mailbox` hands each reply to the call that waits for it; `submit` signs an order, sends what it
+//! names and submits it; `watch` follows a job through restarts of broker and controller.
 //!
 //! This room prints nothing and knows no flags. What the broker brings is believed only when a controller
 //! that the context pins has signed it.

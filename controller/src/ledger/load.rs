@@ -30,13 +30,15 @@ impl Trip {
     }
 }
 
-/// Fills `work` with what the commands name.
+/// Fills `work` with what the commands name and it does not hold yet. `trusting` leaves out whether a new job's id
+/// and request id are free: the database refuses the write if they are not.
 pub(super) async fn load(
     db: &mut SqliteConnection,
     work: &mut Work<'_>,
     commands: &[&Command],
+    trusting: bool,
 ) -> Result<(), sqlx::Error> {
-    let trip = plan(commands);
+    let trip = plan(commands, work, trusting);
     if trip.sql.is_empty() {
         return Ok(());
     }
@@ -48,17 +50,18 @@ pub(super) async fn load(
     Ok(())
 }
 
-fn plan(commands: &[&Command]) -> Trip {
+fn plan(commands: &[&Command], work: &Work<'_>, trusting: bool) -> Trip {
     let mut trip = Trip::default();
     let mut jobs: BTreeSet<&JobId> = BTreeSet::new();
     let mut runs: BTreeSet<&RunId> = BTreeSet::new();
     let (mut requests, mut agents, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for command in commands {
-        for run in command.runs() {
+        for run in command.runs().into_iter().filter(|run| !work.holds(run)) {
             jobs.insert(run.job());
             runs.insert(run);
         }
         match command {
+            Command::Submit(_) if trusting => {}
             Command::Submit(new) => {
                 jobs.insert(&new.id);
                 requests.push(new.request_id.as_str());

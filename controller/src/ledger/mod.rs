@@ -2,7 +2,8 @@
 //!
 //! In reading order: `types` is what goes in and out; [`rank`] which of two outcomes is believed; `work` decides
 //! commands on rows, without a database; `command` and `writer` bring commands to the one task that
-//! writes, many in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `read` answers
+//! writes, many in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `recent` spares
+//! loading; `read` answers
 //! questions; `open` opens the file; `error` says what went wrong and what to do.
 //!
 //! A change is on the disk before its method returns.
@@ -14,6 +15,7 @@ mod load;
 mod open;
 pub mod rank;
 mod read;
+mod recent;
 mod row;
 mod save;
 mod types;
@@ -75,7 +77,7 @@ impl Ledger {
         let path = path.as_ref().to_path_buf();
         let opened = open::open(&path).await?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let writer = writer::Writer { path: path.clone(), db: opened.writer, lock: opened.lock };
+        let writer = writer::Writer::new(path.clone(), opened.writer, opened.lock);
         let writer = tokio::spawn(writer::run(writer, receiver));
         let inner = Inner {
             path,
@@ -111,8 +113,8 @@ impl Ledger {
         &self.inner.path
     }
 
-    /// Records a job and its runs, all `pending`, in one transaction. The same request id with the same
-    /// digest gives the job that exists.
+    /// Records a job and its runs in one transaction: `pending`, or `dispatched` where a target says to which
+    /// journal. The same request id with the same digest gives the job that exists.
     ///
     /// # Errors
     ///

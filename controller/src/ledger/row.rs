@@ -16,7 +16,7 @@ use super::types::{AgentRow, Job, ReportKind, Run};
 pub(super) const JOB: &str = "'job', id, request_id, request_digest, submitter, title, created_ms, expires_ms, \
      retry_of, offline, counts, ended_ms";
 
-/// The columns of a run in the order of [`run`] and [`bind_run`]; [`RUN`] with `'run'` in front.
+/// The columns of a run in the order of [`run`] and [`bind_run`]; `RUN` with `'run'` in front.
 pub(super) const RUN_COLUMNS: &str = "job, idx, zone, agent, agent_key, state, final, attempt, incarnation, \
      expires_ms, dispatched_ms, cancel_requested_ms, cancel_hard, started_ms, finished_ms, duration_ms, \
      exit_code, signal, reason, message, result_state, progress, report_digest";

@@ -111,15 +111,19 @@ fn submit(out: &mut Vec<Piece>, work: &Work<'_>, new: &NewJob) {
     let mut args = Args::default();
     args.add(job.id.as_str()).add(new.order.clone()).add(new.signatures_json.as_str());
     out.push(Piece { sql: "INSERT INTO orders (job, body, signatures) VALUES (?,?,?)".into(), args });
-    let targets: Vec<(i64, &NewRun)> = (0..).zip(&new.targets).collect();
-    let head = "INSERT INTO runs (job, idx, zone, agent, agent_key, expires_ms) VALUES ";
-    rows(out, &targets, &(head.to_owned(), 6), "", |args, (index, target)| {
+    let head = "INSERT INTO runs (job, idx, zone, agent, agent_key, expires_ms, state, attempt, incarnation, \
+                dispatched_ms) VALUES ";
+    rows(out, &new.runs(), &(head.to_owned(), 10), "", |args, run| {
         args.add(job.id.as_str())
-            .add(*index)
-            .add(target.zone.as_str())
-            .add(target.agent.as_str())
-            .add(target.agent_key.to_string())
-            .add(job.expires_ms);
+            .add(i64::from(run.id.index()))
+            .add(run.zone.as_str())
+            .add(run.agent.as_str())
+            .add(run.agent_key.to_string())
+            .add(run.expires_ms)
+            .add(run.state.word())
+            .add(i64::from(run.attempt))
+            .add(run.incarnation.map(|i| i.to_string()))
+            .add(run.dispatched_ms);
     });
 }
 

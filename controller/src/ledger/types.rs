@@ -48,6 +48,43 @@ pub struct NewRun {
     pub agent: Agent,
     /// The agent's key: the only one that may settle the run.
     pub agent_key: PublicKey,
+    /// The journal that its first attempt is dispatched to, in the same commit; `None` leaves it pending.
+    pub dispatch_to: Option<Incarnation>,
+}
+
+impl NewJob {
+    /// The runs as they are recorded, in the order of the targets.
+    pub fn runs(&self) -> Vec<Run> {
+        (0..).zip(&self.targets).map(|(index, target)| self.run(index, target)).collect()
+    }
+
+    fn run(&self, index: u32, target: &NewRun) -> Run {
+        let sent = target.dispatch_to.is_some();
+        Run {
+            id: self.id.run(index),
+            zone: target.zone.clone(),
+            agent: target.agent.clone(),
+            agent_key: target.agent_key.clone(),
+            state: if sent { RunState::Dispatched } else { RunState::Pending },
+            is_final: false,
+            attempt: u32::from(sent),
+            incarnation: target.dispatch_to,
+            expires_ms: self.expires_ms,
+            dispatched_ms: sent.then_some(self.created_ms),
+            cancel_requested_ms: None,
+            cancel_hard: false,
+            started_ms: None,
+            finished_ms: None,
+            duration_ms: None,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            message: None,
+            result_state: None,
+            progress: None,
+            report_digest: None,
+        }
+    }
 }
 
 /// The answer to a submission.

@@ -46,6 +46,11 @@ impl<T> Row<T> {
 }
 
 impl<'a> Work<'a> {
+    /// Whether a run and its job are here.
+    pub(super) fn holds(&self, run: &RunId) -> bool {
+        self.runs.contains_key(run) && self.jobs.contains_key(run.job())
+    }
+
     /// Decides one command.
     pub(super) fn decide(&mut self, command: &'a Command) -> Result<Answer, LedgerError> {
         Ok(match command {
@@ -105,7 +110,7 @@ impl<'a> Work<'a> {
             expires_ms: new.expires_ms,
             retry_of: new.retry_of.clone(),
             offline: new.offline,
-            counts: BTreeMap::from([(RunState::Pending, new.targets.len() as u64)]),
+            counts: first_counts(new),
             ended_ms: None,
         };
         self.requests.insert(new.request_id.clone(), new.id.clone());
@@ -366,6 +371,13 @@ impl<'a> Work<'a> {
         }
         Some((job_ended, before.is_end()))
     }
+}
+
+/// The counts of a new job.
+fn first_counts(new: &NewJob) -> BTreeMap<RunState, u64> {
+    let sent = new.targets.iter().filter(|t| t.dispatch_to.is_some()).count() as u64;
+    let all = [(RunState::Pending, new.targets.len() as u64 - sent), (RunState::Dispatched, sent)];
+    all.into_iter().filter(|(_, n)| *n > 0).collect()
 }
 
 /// A refusal of what the agent has already taken says nothing about how that ends.

@@ -1,7 +1,7 @@
 //! The one task that writes: takes what waits, decides it together, commits it once, answers.
 //!
-//! A lone command costs two trips to the database's thread: one that loads all rows, one that
-//! begins, writes and commits. A batch costs the same number of syncs as a lone command.
+//! A lone command costs one trip to the database's thread, that begins, writes and commits, and one before it that
+//! loads what is not [`Recent`]. A batch costs the same number of syncs as a lone command.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use sally_common::id::JobId;
 use super::command::{Answer, Command, Request};
 use super::error::{LedgerError, explain};
 use super::load::load;
+use super::recent::Recent;
 use super::save::save;
 use super::work::Work;
 
@@ -26,10 +27,11 @@ const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// The writer's state.
 pub(super) struct Writer {
-    pub(super) path: PathBuf,
-    pub(super) db: SqliteConnection,
+    path: PathBuf,
+    db: SqliteConnection,
     /// Held as long as this task may write.
-    pub(super) lock: File,
+    lock: File,
+    recent: Recent,
 }
 
 /// Runs until every handle is gone or the channel is closed, and what waits is answered.
@@ -91,18 +93,27 @@ fn touches(command: &Command, new: &[JobId]) -> bool {
 }
 
 impl Writer {
+    /// A writer on an open database.
+    pub(super) fn new(path: PathBuf, db: SqliteConnection, lock: File) -> Self {
+        Self { path, db, lock, recent: Recent::default() }
+    }
+
     /// Commits a batch and answers it. If it fails as a whole, each command gets a transaction of its
     /// own, so that one that cannot be written takes none of the others with it.
     async fn answer(&mut self, batch: Vec<Request>) {
         let commands: Vec<&Command> = batch.iter().map(|r| &r.command).collect();
-        let together = self.commit(&commands).await;
+        let mut together = self.commit(&commands, true).await;
+        if together.is_err() && commands.iter().any(|c| matches!(c, Command::Submit(_))) {
+            // A request id that is known, most likely: look first, then decide.
+            together = self.commit(&commands, false).await;
+        }
         let answers = match together {
             Ok(answers) => answers,
             Err(error) if commands.len() == 1 => vec![Err(error)],
             Err(_) => {
                 let mut answers = Vec::with_capacity(commands.len());
                 for command in commands {
-                    let one = self.commit(&[command]).await;
+                    let one = self.commit(&[command], false).await;
                     answers.push(one.and_then(|mut a| a.pop().unwrap_or(Err(LedgerError::Closed))));
                 }
                 answers
@@ -117,16 +128,20 @@ impl Writer {
     async fn commit(
         &mut self,
         commands: &[&Command],
+        trusting: bool,
     ) -> Result<Vec<Result<Answer, LedgerError>>, LedgerError> {
         let mut work = Work::default();
-        let loaded = load(&mut self.db, &mut work, commands).await;
+        self.recent.lend(&mut work, commands);
+        let loaded = load(&mut self.db, &mut work, commands, trusting).await;
         loaded.map_err(|e| explain(&self.path, &e))?;
         let answers = commands.iter().map(|c| work.decide(c)).collect();
         if let Err(error) = save(&mut self.db, &work).await {
+            self.recent.clear();
             // Fails when the database has rolled back by itself.
             let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.db).await;
             return Err(explain(&self.path, &error));
         }
+        self.recent.learn(work);
         Ok(answers)
     }
 }

@@ -2,6 +2,7 @@
 
 use sally_common::clock::now_ms;
 use sally_common::id::{Digest, JobId, RunId};
+use sally_common::key::PublicKey;
 use sally_common::limit::{API_MESSAGE_MAX, BLOB_MAX, STREAM_CHUNK};
 use sally_common::name::User;
 use sally_common::nats::accounts::is_caller_inbox;
@@ -45,14 +46,21 @@ pub async fn answer(service: &Service, message: async_nats::Message) {
         }
     };
     let nonce = request.nonce;
-    let outcome = if (now_ms() - request.at_ms).abs() > CLOCK_SLACK_MS {
-        Err(ApiError {
+    let outcome = match caller {
+        Err(refusal) => {
+            tracing::warn!(subject = %message.subject, reason = %refusal.code(), "refused a request");
+            Err(ApiError {
+                code: ErrorCode::Denied,
+                message: format!("the request is refused: {refusal}"),
+                hint: Some("a caller's public key must be on the controller's trust list".into()),
+            })
+        }
+        Ok(_) if (now_ms() - request.at_ms).abs() > CLOCK_SLACK_MS => Err(ApiError {
             code: ErrorCode::Denied,
             message: "the clocks of caller and controller differ by more than ten minutes".into(),
             hint: Some("set the clock".into()),
-        })
-    } else {
-        call(service, &caller, request.call, payload).await
+        }),
+        Ok(caller) => call(service, &caller, request.call, payload).await,
     };
     let outcome = match outcome {
         Ok(Answer { value, bytes }) => (ReplyOutcome::Ok(value), bytes),
@@ -63,17 +71,25 @@ pub async fn answer(service: &Service, message: async_nats::Message) {
     send(service, reply, &Reply { v: VERSION, nonce, outcome, payload: digest }, bytes).await;
 }
 
-fn read(service: &Service, message: &async_nats::Message) -> Result<(Request, bytes::Bytes, User), Refusal> {
-    let now = now_ms();
-    let trusted = |key: &_| now < service.trust.expires_ms && service.trust.caller(key).is_some();
+/// A request and its bytes, and who asks. A stranger who holds the key that signed is told so, instead of
+/// being left to guess whether a controller is there; nothing else of a stranger's request is used.
+type Asked = (Request, bytes::Bytes, Result<User, Refusal>);
+
+fn read(service: &Service, message: &async_nats::Message) -> Result<Asked, Refusal> {
     let key =
-        wire::verify(Kind::Request, message.headers.as_ref(), &message.payload, API_MESSAGE_MAX, trusted)?;
-    let caller = service.trust.caller(&key).ok_or(Refusal::UnknownKey)?.name.clone();
+        wire::verify(Kind::Request, message.headers.as_ref(), &message.payload, API_MESSAGE_MAX, |_| true)?;
     // A blob's bytes follow the request's line; a request itself is one line of JSON.
     let end = message.payload.iter().position(|b| *b == b'\n').unwrap_or(message.payload.len());
     let request = wire::read(&message.payload[..end])?;
     let rest = message.payload.slice((end + 1).min(message.payload.len())..);
-    Ok((request, rest, caller))
+    Ok((request, rest, caller(service, &key)))
+}
+
+fn caller(service: &Service, key: &PublicKey) -> Result<User, Refusal> {
+    if now_ms() >= service.trust.expires_ms {
+        return Err(Refusal::TrustExpired);
+    }
+    service.trust.caller(key).map(|c| c.name.clone()).ok_or(Refusal::UnknownKey)
 }
 
 /// Sends a reply, in parts if it is large. The signature covers the line, which names the digest of the bytes behind it:

@@ -112,6 +112,20 @@ impl Service {
         self.send(ready, now_ms()).await
     }
 
+    /// Publishes the first dispatches of a new job's runs: those that were recorded as dispatched.
+    pub async fn publish_first(&self, runs: &[Run], order: &OrderBytes, now: i64) {
+        for run in runs {
+            let Some(incarnation) = run.incarnation else { continue };
+            let to = To {
+                zone: run.zone.clone(),
+                agent: run.agent.clone(),
+                agent_key: run.agent_key.clone(),
+                incarnation,
+            };
+            self.publish_dispatch(run, to, run.attempt, order, now).await;
+        }
+    }
+
     async fn send(&self, ready: Vec<(&Run, To, u32)>, now: i64) -> Result<usize, LedgerError> {
         // What is on record as dispatched to this incarnation under this attempt needs no new mark.
         let is_marked = |run: &Run, to: &To, attempt: u32| {

@@ -146,6 +146,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         at_ms: now_ms(),
     };
     let settled = service.ledger.settle(settlement).await?;
+    if matches!(settled, Settled::NotIts) {
+        return Err(Refusal::Misdirected.into());
+    }
     if matches!(settled, Settled::Committed(_) | Settled::Duplicate { .. } | Settled::Stale { .. }) {
         let stored = Stored::Result { digest: Digest::of(&signed.message.payload) };
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
@@ -224,14 +227,18 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
             let reason = reason.code();
             let refused =
                 Refused { run, attempt, agent_key, incarnation, reason, message, report, at_ms: now_ms() };
-            if let Settled::Committed(change) = service.ledger.refuse(refused).await? {
-                tell(service, &change, None).await;
+            match service.ledger.refuse(refused).await? {
+                Settled::Committed(change) => tell(service, &change, None).await,
+                Settled::NotIts => return Err(Refusal::Misdirected.into()),
+                Settled::Duplicate { .. } | Settled::Stale { .. } | Settled::Unknown => {}
             }
             return Ok(());
         }
     };
-    if let Noted::Changed(change) = noted {
-        tell(service, &change, None).await;
+    match noted {
+        Noted::Changed(change) => tell(service, &change, None).await,
+        Noted::NotIts => return Err(Refusal::Misdirected.into()),
+        Noted::Same | Noted::Stale | Noted::Unknown => {}
     }
     Ok(())
 }

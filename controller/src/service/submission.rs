@@ -8,15 +8,15 @@ use sally_common::program;
 use sally_common::wire;
 use sally_common::wire::api::{ApiError, ErrorCode, Offline, Submit, Submitted, Target};
 use sally_common::wire::order::{Order, Program};
+use sally_common::wire::record::AgentState;
 
 use super::dispatch::OrderBytes;
 use super::settings::Enrolled;
 use super::{Service, records};
 use crate::ledger::{self, NewJob, NewRun};
 
-/// Most runs that are read back and dispatched by the submission itself; more wait for their agents' questions
-/// and the chores.
-const DISPATCH_AT_ONCE: u32 = 20_000;
+/// Most runs that are dispatched by the submission itself; more wait for their agents' questions and the chores.
+const DISPATCH_AT_ONCE: usize = 20_000;
 
 /// Checks, resolves, records and dispatches a submission.
 pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<Submitted, ApiError> {
@@ -41,20 +41,19 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
         signatures_json: serde_json::to_string(&submit.signatures).unwrap_or_default(),
         retry_of: submit.retry_of.clone(),
         offline: submit.offline,
-        targets: targets.iter().map(|(e, _)| new_run(e)).collect(),
+        targets: new_runs(service, &targets, now),
     };
+    let runs = new.runs();
     // The watcher is there before anything can happen.
     if let Some(inbox) = &submit.watch {
         service.watchers().add(job.clone(), inbox, submit.watch_output);
     }
-    service.keep_order(job.clone(), OrderBytes::new(submit.order.clone(), submit.signatures.clone()));
+    let order_bytes = OrderBytes::new(submit.order.clone(), submit.signatures.clone());
+    service.keep_order(job.clone(), order_bytes.clone());
     match service.ledger.submit(new).await.map_err(internal)? {
         ledger::Submitted::Created(created) => {
-            let runs = service.ledger.runs(&job, 0, DISPATCH_AT_ONCE, &[]).await.map_err(internal)?;
-            // What fails here is pending, and dispatched when its agent asks.
-            if let Err(error) = service.dispatch(&runs).await {
-                tracing::error!(%job, %error, "cannot dispatch");
-            }
+            // What does not arrive is sent again when its agent asks.
+            service.publish_first(&runs, &order_bytes, now).await;
             let targets = targets.into_iter().map(|(_, t)| t).collect();
             Ok(Submitted { job: records::job(&created), created: true, targets })
         }
@@ -76,8 +75,20 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     }
 }
 
-fn new_run(enrolled: &Enrolled) -> NewRun {
-    NewRun { zone: enrolled.zone.clone(), agent: enrolled.agent.clone(), agent_key: enrolled.key.clone() }
+/// The runs of these targets. Whose agent is there is dispatched with the submission, in one commit.
+fn new_runs(service: &Service, targets: &[(Enrolled, Target)], now: i64) -> Vec<NewRun> {
+    let fleet = service.fleet();
+    let new = |(n, (enrolled, _)): (usize, &(Enrolled, Target))| {
+        let member = fleet.get(&enrolled.zone, &enrolled.agent).filter(|_| n < DISPATCH_AT_ONCE);
+        let there = member.filter(|m| m.state(now) != AgentState::Offline && m.enrolled.key == enrolled.key);
+        NewRun {
+            zone: enrolled.zone.clone(),
+            agent: enrolled.agent.clone(),
+            agent_key: enrolled.key.clone(),
+            dispatch_to: there.and_then(|m| m.incarnation),
+        }
+    };
+    targets.iter().enumerate().map(new).collect()
 }
 
 fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, ApiError> {

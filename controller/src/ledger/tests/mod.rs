@@ -39,7 +39,12 @@ impl Who {
     }
 
     fn target(&self) -> NewRun {
-        NewRun { zone: self.zone.clone(), agent: self.name.clone(), agent_key: self.public() }
+        NewRun {
+            zone: self.zone.clone(),
+            agent: self.name.clone(),
+            agent_key: self.public(),
+            dispatch_to: None,
+        }
     }
 
     fn report(&self, body: &str) -> Report {

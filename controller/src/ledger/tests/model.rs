@@ -143,19 +143,23 @@ impl Walk {
     async fn submit(&mut self) {
         let n = 1 + self.dice.roll(12);
         let owners: Vec<usize> = (0..n).map(|_| self.dice.roll(self.agents.len())).collect();
-        let targets = owners.iter().map(|o| self.agents[*o].target()).collect();
+        let mut targets: Vec<NewRun> = owners.iter().map(|o| self.agents[*o].target()).collect();
+        for (target, owner) in targets.iter_mut().zip(&owners) {
+            target.dispatch_to = (self.dice.roll(2) == 0).then(|| self.agents[*owner].incarnation);
+        }
+        let sent: Vec<Option<Incarnation>> = targets.iter().map(|t| t.dispatch_to).collect();
         let mut new = new_job(&format!("r{}", self.twins.len()), self.now, targets);
         new.expires_ms = self.now + 500 + i64::try_from(self.dice.roll(4000)).unwrap();
         let expires = new.expires_ms;
         let job = created(&self.ledger, new).await;
-        for (index, owner) in (0..).zip(owners) {
+        for ((index, owner), incarnation) in (0..).zip(owners).zip(sent) {
             let twin = Twin {
                 owner,
                 expires,
-                state: Pending,
+                state: if incarnation.is_some() { Dispatched } else { Pending },
                 said: false,
-                attempt: 0,
-                incarnation: None,
+                attempt: u32::from(incarnation.is_some()),
+                incarnation,
                 cancel: false,
                 started: false,
             };
