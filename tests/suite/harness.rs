@@ -198,6 +198,18 @@ impl Up {
         std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
+    /// Waits for the end of one that was killed, and gives the folder back.
+    pub fn killed(mut self) -> tempfile::TempDir {
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
+    /// The same for one that was asked to end: it must do so in time.
+    pub fn ended(mut self) -> tempfile::TempDir {
+        assert_eq!(wait_for_exit(&mut self.child), Some(0), "how `up` ended");
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
     fn end(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.pid());
         if self.child.try_wait().unwrap().is_none() {

@@ -15,6 +15,7 @@ mod facts;
 mod forgery;
 mod harness;
 mod isolation;
+mod kills;
 mod netns;
 mod output;
 mod outside;

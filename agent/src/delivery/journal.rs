@@ -67,6 +67,7 @@ enum Write {
     Run { run: RunId, known: Known },
     Finish { run: RunId, known: Known, body: Vec<u8> },
     Receipt { run: RunId, known: Known },
+    Forget { run: RunId },
     Prune { runs: Vec<RunId> },
     Counter { ahead: u64 },
 }
@@ -140,6 +141,11 @@ impl Journal {
     pub fn closed(&self, run: &RunId, attempt: u32, expires_ms: i64, why: Refusal) -> Pending {
         let closed = Some(why);
         self.mark(run, Known { attempt, phase: Phase::Closed, closed, order_digest: None, expires_ms })
+    }
+
+    /// Takes a *started* mark back: the program was never let go, and the controller may send it again.
+    pub fn unstarted(&self, run: &RunId) -> Pending {
+        self.send(Write::Forget { run: run.clone() })
     }
 
     fn mark(&self, run: &RunId, known: Known) -> Pending {
@@ -238,6 +244,9 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
                 Write::Receipt { run, known } => {
                     runs.insert(run.to_string().as_str(), bytes(known).as_slice())?;
                     spool.remove(spool_key(run, known.attempt).as_str())?;
+                }
+                Write::Forget { run } => {
+                    runs.remove(run.to_string().as_str())?;
                 }
                 Write::Prune { runs: gone } => {
                     for run in gone {
@@ -350,6 +359,21 @@ mod tests {
         assert_eq!(phase(0), Some((1, Phase::Started)));
         assert_eq!(phase(1), Some((3, Phase::Finished)));
         assert_eq!(recovered.spool, [Spooled { run: job.run(1), attempt: 3, body: b"body".to_vec() }]);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_was_taken_back_is_gone() {
+        let dir = dir();
+        let job = JobId::generate(1);
+        {
+            let (journal, _) = open(&dir);
+            journal.started(&job.run(0), 1, 10, Digest::of(b"")).wait().await.expect("written");
+            journal.unstarted(&job.run(0)).wait().await.expect("written");
+            journal.started(&job.run(1), 1, 10, Digest::of(b"")).wait().await.expect("written");
+        }
+        let (_journal, recovered) = open(&dir);
+        assert!(recovered.memory.get(&job.run(0)).is_none());
+        assert!(recovered.memory.get(&job.run(1)).is_some());
     }
 
     #[tokio::test]

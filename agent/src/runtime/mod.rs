@@ -239,7 +239,7 @@ impl Agent {
             self.runs.insert(spooled.run, (spooled.attempt, words));
             self.tasks.spawn(run.resume_owing(spooled.body));
         }
-        self.recover_folders(&mut taken).await;
+        self.recover_folders(&mut taken);
         let lost: Vec<(RunId, Known)> = self
             .memory
             .held()
@@ -254,11 +254,9 @@ impl Agent {
         }
     }
 
-    async fn recover_folders(&mut self, taken: &mut HashSet<(RunId, u32)>) {
-        let busy = self.shared.launcher.refresh().await.map(|info| info.busy).unwrap_or_default();
-        self.free.retain(|slot| !busy.contains(slot));
-        let mut busy = busy.into_iter();
+    fn recover_folders(&mut self, taken: &mut HashSet<(RunId, u32)>) {
         let Ok(entries) = std::fs::read_dir(&self.shared.runs_dir) else { return };
+        let boot = heartbeat::boot_id();
         for dir in entries.flatten().map(|e| e.path()) {
             let note = run::read_note(&dir);
             let known = note.as_ref().and_then(|n| self.memory.get(&n.run));
@@ -269,36 +267,49 @@ impl Agent {
             match note.filter(|_| due) {
                 Some(note) => {
                     taken.insert((note.run.clone(), note.attempt));
-                    // Which slot it holds is the launcher's knowledge; any busy one stands for it. A run whose
-                    // keeper has ended holds none.
-                    let slot = busy.next().unwrap_or(NO_SLOT);
-                    self.adopt(&dir, note, slot);
+                    // What the last process wrote before it died is there, unless the host died too.
+                    if note.boot == boot && !dir.join(run::RELEASED).exists() {
+                        self.return_unstarted(note);
+                    } else {
+                        self.adopt(&dir, note);
+                    }
                 }
                 None if taken.iter().any(|(r, a)| dir.ends_with(format!("{r}.{a}"))) => {}
                 // Never marked as started, or settled: nothing is owed from it.
                 None => run::remove_dir(&dir),
             }
         }
-        // Slots that are busy without a run of ours free themselves; the launcher says so when asked.
-        self.free.extend(busy);
     }
 
-    fn adopt(&mut self, dir: &Path, note: Note, slot: u16) {
+    fn return_unstarted(&mut self, note: Note) {
+        let (key, attempt) = (note.run.clone(), note.attempt);
+        let (run, words) = self.task(note);
+        self.runs.insert(key, (attempt, words));
+        self.tasks.spawn(run.never_released());
+    }
+
+    fn adopt(&mut self, dir: &Path, note: Note) {
         tracing::info!(run = %note.run, "taking over a run");
         let key = note.run.clone();
         let attempt = note.attempt;
+        let folder = RunFolder::open(dir).ok();
+        // A run whose keeper has ended holds no slot, and another may have got it since.
+        let ended = folder.as_ref().is_none_or(|f| !matches!(f.exit_record(), Ok(None)));
+        let slot = note.slot.filter(|slot| !ended && self.free.contains(slot)).unwrap_or(NO_SLOT);
+        self.free.retain(|free| *free != slot);
         let (run, words) = self.task(note);
         self.runs.insert(key, (attempt, words));
-        match RunFolder::open(dir) {
-            Ok(folder) => self.tasks.spawn(run.adopt(folder, slot)),
-            Err(_) => self.tasks.spawn(run.interrupted()),
+        match folder {
+            Some(folder) => self.tasks.spawn(run.adopt(folder, slot)),
+            None => self.tasks.spawn(run.interrupted()),
         };
     }
 
     fn note(&self, run: &RunId, attempt: u32, known: Option<Known>) -> Note {
         let expires_ms = known.map_or_else(now_ms, |k| k.expires_ms);
         let order_digest = known.and_then(|k| k.order_digest).unwrap_or_else(|| Digest::of(b""));
-        Note { run: run.clone(), attempt, expires_ms, order_digest, require_result: false }
+        let (slot, boot) = (None, String::new());
+        Note { run: run.clone(), attempt, expires_ms, order_digest, require_result: false, slot, boot }
     }
 
     fn task(&self, note: Note) -> (Run, mpsc::Sender<Word>) {
@@ -364,6 +375,8 @@ impl Agent {
                     if answer.welcome && !self.open {
                         self.open = true;
                         self.more = true;
+                        // The first heartbeat may have been said before anyone listened.
+                        self.tell_soon = true;
                     }
                     if !answer.welcome {
                         self.last_error = answer.message;
@@ -440,6 +453,8 @@ impl Agent {
                     expires_ms,
                     order_digest: dispatch.order_digest,
                     require_result: order.order.task.require_result,
+                    slot: None,
+                    boot: heartbeat::boot_id(),
                 };
                 let (attempt, phase) = (dispatch.attempt, Phase::Accepted);
                 let known = Known { attempt, phase, closed: None, order_digest: None, expires_ms };
@@ -494,6 +509,8 @@ impl Agent {
             expires_ms: dispatch.expires_ms,
             order_digest: dispatch.order_digest,
             require_result: false,
+            slot: None,
+            boot: String::new(),
         };
         self.tasks.spawn(async move {
             let (digest, size) = (dispatch.order_digest, dispatch.order_bytes);
@@ -518,6 +535,11 @@ impl Agent {
             Milestone::SlotFree { slot, .. } => {
                 if !self.free.contains(&slot) {
                     self.free.push(slot);
+                }
+            }
+            Milestone::SlotDoubtful(slot) => {
+                if !self.free.contains(&slot) {
+                    self.free.insert(0, slot);
                 }
             }
             Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),

@@ -38,6 +38,17 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How long processes that outlive the main one may go on.
 const EXIT_GRACE_MS: u64 = 250;
 
+/// An adopted run is said to have started after this, not at once: its last agent may have died on the very
+/// way to the word "go", and then its keeper says within moments that it never started.
+const ADOPTED_LIVE_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a start waits for a launcher or keeper that is away, and how long between two tries.
+const START_LIMIT: Duration = Duration::from_secs(10);
+const START_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a sandbox may fail to be made before the run is told to fail: a keeper may have been killed.
+const SETUP_TRIES: u32 = 3;
+
 /// First and longest wait for a receipt before a result or a piece is sent again.
 const RESEND_FIRST: Duration = Duration::from_secs(2);
 const RESEND_MAX: Duration = Duration::from_secs(30);
@@ -91,6 +102,8 @@ pub enum Milestone {
         /// The slot.
         slot: u16,
     },
+    /// The slot can be used again, but better not first: no run could be started there.
+    SlotDoubtful(u16),
     /// The mark is on disk.
     Started(RunId, u32),
     /// The result is in the spool.
@@ -120,6 +133,12 @@ pub struct Note {
     pub order_digest: Digest,
     /// Whether a missing result is a failure.
     pub require_result: bool,
+    /// The slot it was given, if it got so far.
+    #[serde(default)]
+    pub slot: Option<u16>,
+    /// The boot in which the folder was made. In another one what it says may be older than what happened.
+    #[serde(default)]
+    pub boot: String,
 }
 
 /// Everything a run's task holds.
@@ -136,6 +155,16 @@ enum Stop {
     Refused(Refusal, String),
     GivenBack(String),
     Failed(Ending),
+    /// Launcher or keeper went away; another try may find another.
+    ForNow(SandboxError),
+}
+
+/// What a start needs, kept for another try.
+struct Inputs {
+    plan: Plan,
+    script: Option<Vec<u8>>,
+    params: Vec<u8>,
+    stdin: Option<Vec<u8>>,
 }
 
 /// An attempt under way.
@@ -148,6 +177,8 @@ struct Live {
     result_at: u64,
     /// Whether output goes ahead of the result.
     streaming: bool,
+    /// When the controller is told that it runs, if it was not told.
+    announce_at: Option<Instant>,
     progress: Option<script::Progress>,
 }
 
@@ -180,12 +211,12 @@ impl Run {
                 return;
             }
             Err(Stop::GivenBack(message)) => {
-                tracing::warn!(run = %self.note.run, message, "gave a run back");
-                self.free(slot).await;
-                let news = News::Deferred { reason: Refusal::NoRoom };
-                self.news(news).await;
-                self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt)).await;
-                return;
+                self.tell(Milestone::SlotDoubtful(slot)).await;
+                return self.give_back(&message).await;
+            }
+            Err(Stop::ForNow(error)) => {
+                self.tell(Milestone::SlotDoubtful(slot)).await;
+                return self.give_back(&error.to_string()).await;
             }
         };
         self.free(slot).await;
@@ -207,11 +238,14 @@ impl Run {
                     scanner: EventScanner::new(),
                     result_at: 0,
                     streaming: true,
+                    announce_at: Some(Instant::now() + ADOPTED_LIVE_AFTER),
                     progress: None,
                 };
-                self.news(News::Started { started_ms: now_ms() }).await;
                 let ended = self.follow(&mut live).await;
                 self.free(slot).await;
+                if live.announce_at.is_some() && never_started(&live.folder) {
+                    return self.give_back("the agent went away before the program started").await;
+                }
                 let body = self.conclude(&mut live, ended);
                 return self.owe(body, vec![live.stdout, live.stderr]).await;
             }
@@ -231,6 +265,32 @@ impl Run {
             Ending::interrupted("the host or its keeper went down under it; it may have run in part");
         let body = self.result(ending, None, Said::nothing(), empty(), empty());
         self.owe(body, Vec::new()).await;
+    }
+
+    /// Gives back an attempt whose program was never let go: its last agent process died before it said so.
+    pub async fn never_released(self) {
+        self.give_back("the agent went away before the program started").await;
+    }
+
+    /// Nothing was started under this attempt and nothing will be, until the controller sends it again.
+    async fn give_back(&self, message: &str) {
+        tracing::warn!(run = %self.note.run, message, "gave a run back");
+        self.forget().await;
+        self.news(News::Deferred { reason: Refusal::NoRoom }).await;
+        self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt)).await;
+    }
+
+    /// Takes the *started* mark back, then removes the folder: a mark without a folder would be a program that
+    /// may have run.
+    async fn forget(&self) {
+        let forgotten = self.shared.journal().unstarted(&self.note.run);
+        match forgotten.wait().await {
+            Ok(()) => remove_dir(&self.dir()),
+            Err(error) => {
+                tracing::error!(run = %self.note.run, %error, "cannot take a mark back; its folder says that nothing ran");
+                self.shared.count_loss("journal-write");
+            }
+        }
     }
 
     /// Goes on owing a result that is in the spool.
@@ -293,7 +353,7 @@ impl Run {
                         host.map_or(Ok(()), |host| sally_common::program::check_machine(&kind, host))
                     })
                     .map_err(|problem| Stop::Refused(Refusal::BadProgram, problem.to_string()))?;
-                (sandbox::Program::Script { interpreter: interpreter.clone() }, Some(Script::Bytes(bytes)))
+                (sandbox::Program::Script { interpreter: interpreter.clone() }, Some(bytes))
             }
         };
         let stdin = match &task.stdin {
@@ -302,33 +362,69 @@ impl Run {
         };
         let plan = self.plan(admitted, program)?;
         let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
+        self.note.slot = Some(slot);
+        self.start(slot, &Inputs { plan, script, params, stdin }).await
+    }
+
+    /// Starts the program, if need be in several tries: a launcher or keeper that died is replaced in moments,
+    /// and without the word "go" nothing has happened.
+    async fn start(&mut self, slot: u16, inputs: &Inputs) -> Result<Live, Stop> {
+        let until = Instant::now() + START_LIMIT;
+        let mut failures = 0;
+        loop {
+            let error = match self.try_start(slot, inputs).await {
+                Err(Stop::ForNow(error)) => error,
+                done => return done,
+            };
+            tracing::warn!(run = %self.note.run, slot, %error, "could not start a run yet");
+            failures += u32::from(matches!(error, SandboxError::Setup(_)));
+            if failures >= SETUP_TRIES {
+                return Err(Stop::Failed(start_failed(&error)));
+            }
+            // Before another folder takes the place of this one.
+            self.forget().await;
+            if self.was_cancelled() {
+                return Err(Stop::Failed(Ending::cancelled_before_start()));
+            }
+            if self.shared.now_ms() >= self.note.expires_ms {
+                let message = format!("expired while it could not be started: {error}");
+                return Err(Stop::Refused(Refusal::Expired, message));
+            }
+            if Instant::now() >= until {
+                return Err(Stop::ForNow(error));
+            }
+            // Nothing tells when a launcher is there again.
+            tokio::time::sleep(START_PAUSE).await;
+        }
+    }
+
+    async fn try_start(&mut self, slot: u16, inputs: &Inputs) -> Result<Live, Stop> {
         let dir = self.dir();
-        let made = self.make_folder(&dir, script, params, stdin);
+        let made = self.make_folder(&dir, inputs);
         let (folder, handover) = made.map_err(|e| Stop::GivenBack(e.to_string()))?;
         let events = folder.events().map_err(|e| Stop::GivenBack(e.to_string()))?;
 
         // Side by side: the keeper builds, the disk syncs. The program waits for both.
         let (run, digest) = (&self.note.run, self.note.order_digest);
         let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
-        let (started, marked) = tokio::join!(self.shared.launcher.start(slot, &plan, handover), mark.wait());
+        let start = self.shared.launcher.start(slot, &inputs.plan, handover);
+        let (started, marked) = tokio::join!(start, mark.wait());
         if let Err(error) = marked {
             // Dropping the word keeps the program from starting; the mark may or may not be on disk.
-            remove_dir(&dir);
             return Err(Stop::GivenBack(error.to_string()));
         }
-        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         let go = match started {
             Ok(started) => started.go,
-            Err(error) => {
-                remove_dir(&dir);
-                return Err(Stop::Failed(start_failed(&error)));
-            }
+            Err(error) if may_pass(&error) => return Err(Stop::ForNow(error)),
+            Err(error) => return Err(Stop::Failed(start_failed(&error))),
         };
         if self.was_cancelled() {
             drop(go);
-            remove_dir(&dir);
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
+        // Whoever finds the folder without this knows that the word was never said.
+        std::fs::write(dir.join(RELEASED), b"").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
         Ok(Live {
@@ -339,6 +435,7 @@ impl Run {
             scanner: EventScanner::new(),
             result_at: 0,
             streaming: false,
+            announce_at: Some(Instant::now() + LIVE_AFTER),
             progress: None,
         })
     }
@@ -346,17 +443,17 @@ impl Run {
     fn make_folder(
         &self,
         dir: &std::path::Path,
-        script: Option<Script>,
-        params: Vec<u8>,
-        stdin: Option<Vec<u8>>,
+        inputs: &Inputs,
     ) -> Result<(RunFolder, sandbox::Handover), Box<dyn std::error::Error>> {
         // Left by a process that died before the mark: nothing ran from it.
         remove_dir(dir);
-        let stdin = match stdin {
+        let stdin = match &inputs.stdin {
             None => None,
-            Some(bytes) => Some(memory_file(&bytes)?),
+            Some(bytes) => Some(memory_file(bytes)?),
         };
-        let (folder, handover) = RunFolder::create(dir, RunInputs { script, params, stdin })?;
+        let script = inputs.script.clone().map(Script::Bytes);
+        let inputs = RunInputs { script, params: inputs.params.clone(), stdin };
+        let (folder, handover) = RunFolder::create(dir, inputs)?;
         let note = serde_json::to_vec(&self.note)?;
         std::fs::write(dir.join(NOTE_FILE), note)?;
         Ok((folder, handover))
@@ -453,11 +550,10 @@ impl Run {
     /// Follows the attempt to its end, sending output ahead if there is much or it takes long.
     async fn follow(&mut self, live: &mut Live) -> Event {
         let live_at = Instant::now() + LIVE_AFTER;
-        let mut announced = live.streaming;
         let mut gather_until: Option<Instant> = None;
         let mut resend_at: Option<Instant> = None;
         loop {
-            let pump_at = gather_until.unwrap_or(live_at);
+            let pump_at = gather_until.or(live.announce_at);
             tokio::select! {
                 event = live.events.next() => match event {
                     Ok(Event::Started) => {}
@@ -476,9 +572,8 @@ impl Run {
                         return Event::KeeperGone;
                     }
                 },
-                () = sleep_until(pump_at), if gather_until.is_some() || !announced => {
-                    if !announced {
-                        announced = true;
+                () = sleep_until(pump_at.unwrap_or(live_at)), if pump_at.is_some() => {
+                    if live.announce_at.take().is_some() {
                         live.streaming = true;
                         self.news(News::Started { started_ms: now_ms() }).await;
                     }
@@ -843,6 +938,9 @@ pub const NOTE_FILE: &str = "run.json";
 /// A structured result that is too large for its message.
 const RESULT_JSON: &str = "result.json";
 
+/// There once the program was about to be let go.
+pub const RELEASED: &str = "released";
+
 /// Reads the note of a run folder.
 pub fn read_note(dir: &std::path::Path) -> Option<Note> {
     serde_json::from_slice(&std::fs::read(dir.join(NOTE_FILE)).ok()?).ok()
@@ -880,6 +978,18 @@ fn stored(streams: &mut [&mut Outgoing], name: &str, bytes: u64) -> bool {
 fn output_is_large(folder: &RunFolder) -> bool {
     let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |m| m.len());
     size(folder.stdout_path()) + size(folder.stderr_path()) > limit::INLINE_OUTPUT_MAX as u64
+}
+
+/// Whether the launcher or keeper that could not do it may be replaced by one that can.
+fn may_pass(error: &SandboxError) -> bool {
+    use SandboxError::{Busy, Io, KeeperGone, NoAnswer, Path, Setup};
+    matches!(error, Busy(_) | Io(..) | KeeperGone | NoAnswer(_) | Path { .. } | Setup(_))
+}
+
+/// Whether the keeper says that the program was never let go.
+fn never_started(folder: &RunFolder) -> bool {
+    let record = folder.exit_record().ok().flatten();
+    record.is_some_and(|record| record.outcome == sandbox::Outcome::NotStarted)
 }
 
 fn start_failed(error: &SandboxError) -> Ending {

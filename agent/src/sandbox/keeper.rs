@@ -310,7 +310,35 @@ fn take_slot(path: &Path) -> Result<OwnedFd, StepError> {
         }
     }
     prctl::set_pdeathsig(None).step("slot", "no death signal any more")?;
+    write_owner(&file).step("slot", path.display())?;
     Ok(file)
+}
+
+/// The slot's lock file.
+pub(super) fn lock_path(state: &Path, slot: u16) -> PathBuf {
+    state.join(format!("slot-{slot}.lock"))
+}
+
+/// The keeper that lives in a slot, by its lock file. A process id alone is reused; with its time of start it is not.
+pub(super) fn owner(path: &Path) -> Option<Pid> {
+    let text = fs::read_to_string(path).ok()?;
+    let (pid, started) = text.trim().split_once(' ')?;
+    let pid: i32 = pid.parse().ok().filter(|pid| *pid > 1)?;
+    (started_at(&pid.to_string())? == started).then(|| Pid::from_raw(pid))
+}
+
+fn write_owner(file: &OwnedFd) -> nix::Result<()> {
+    let started = started_at("self").unwrap_or_default();
+    nix::unistd::ftruncate(file, 0)?;
+    nix::sys::uio::pwrite(file, format!("{} {started}\n", getpid()).as_bytes(), 0).map(drop)
+}
+
+/// When a process started, in the kernel's ticks.
+fn started_at(process: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19).map(str::to_owned)
 }
 
 /// Enters an own user namespace with its map, and with it own mount and (for `strict`) network namespaces.
@@ -410,4 +438,23 @@ fn explain_user_namespace(errno: Errno) -> StepError {
     let mut error = StepError::new("user", errno, "new user namespace");
     error.message.push_str(hint);
     error
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_slots_owner_is_known_by_its_start_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = lock_path(dir.path(), 3);
+        let file = fs::File::create(&path).unwrap();
+        write_owner(&file.into()).unwrap();
+        assert_eq!(owner(&path), Some(getpid()));
+        for text in [format!("{} 1\n", getpid()), "1 1".into(), String::new(), "x".into()] {
+            fs::write(&path, &text).unwrap();
+            assert_eq!(owner(&path), None, "{text}");
+        }
+    }
 }

@@ -66,6 +66,9 @@ pub struct LauncherArgs {
     /// End, as on SIGTERM, when the process that started this one ends (the thread that did, to be exact)
     #[arg(long)]
     pub with_parent: bool,
+    /// Kill what keepers of a dead launcher still run, and end: for whoever started that launcher with --stop-kills
+    #[arg(long, hide = true)]
+    pub end_strays: bool,
     /// For tests: leave one layer out, to see the report change
     #[arg(long = "break", value_name = "LAYER", hide = true)]
     pub broken: Vec<Layer>,
@@ -77,6 +80,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(2);
 /// How long the end waits for keepers that should end with the launcher.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often a slot of an earlier launcher's keeper is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// Agents connected at one time: the one that works, and a few that come and go.
 const MAX_CONNECTIONS: usize = 16;
 
@@ -84,6 +90,10 @@ const MAX_CONNECTIONS: usize = 16;
 pub fn run(args: &LauncherArgs) -> Result<(), SandboxError> {
     if args.with_parent {
         prctl::set_pdeathsig(Signal::SIGTERM).map_err(|e| SandboxError::Start(e.into()))?;
+    }
+    if args.end_strays {
+        end_strays(&args.state, args.slots);
+        return Ok(());
     }
     let mut launcher = Launcher::new(args)?;
     launcher.start_keepers();
@@ -220,7 +230,7 @@ impl Launcher {
             },
             host_box: self.host_box.clone(),
             task_program: self.task_program.clone(),
-            lock: self.args.state.join(format!("slot-{slot}.lock")),
+            lock: keeper::lock_path(&self.args.state, slot),
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
@@ -491,7 +501,31 @@ impl Launcher {
         if !left.is_empty() {
             tracing::warn!(keepers = left.len(), "keepers did not end in time");
         }
+        if kill {
+            end_strays(&self.args.state, self.args.slots);
+        }
         Ok(())
+    }
+}
+
+/// Kills keepers that a launcher before this one left at work: no message reaches them, but each holds its slot's
+/// lock and has written down who it is. Waits, for a bounded time, until their slots are free.
+fn end_strays(state: &Path, slots: u16) {
+    let until = Instant::now() + STOP_LIMIT;
+    for slot in 0..slots {
+        let path = keeper::lock_path(state, slot);
+        let Ok(file) = File::open(&path) else { continue };
+        while file.try_lock().is_err() {
+            if Instant::now() >= until {
+                tracing::warn!(slot, "a keeper of an earlier launcher did not end in time");
+                break;
+            }
+            if let Some(pid) = keeper::owner(&path) {
+                let _ = send_signal(pid, Signal::SIGKILL);
+            }
+            // Nothing tells of the end of a process that is nobody's child here.
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 }
 

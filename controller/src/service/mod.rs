@@ -23,6 +23,7 @@ pub mod submission;
 pub mod watchers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use sally_common::key::SigningKey;
@@ -43,6 +44,8 @@ use watchers::Watchers;
 
 /// Messages of one kind that are worked on at the same time. The ledger commits them together.
 const AT_ONCE: usize = 256;
+/// How long after a stream could not be made it is tried again.
+const STREAMS_PAUSE: Duration = Duration::from_secs(1);
 /// Controllers share the work by this queue group.
 const QUEUE_GROUP: &str = "controller";
 
@@ -105,7 +108,7 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     connection.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
     connection.retry_on_initial_connect = true;
     connection.ca_file.clone_from(&settings.ca_file);
-    let (connected, mut reconnected) = watch::channel(0u64);
+    let (connected, reconnected) = watch::channel(0u64);
     let client = connect(&connection, move |event| {
         tracing::info!("{event}");
         if event == sally_common::nats::connect::ConnectionEvent::Connected {
@@ -138,19 +141,15 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     let requests = subscribe(&service, service.prefix.api(">")).await?;
     tasks.spawn(serve_callers(service.clone(), requests, stop.clone()));
     tasks.spawn(chores::serve(service.clone(), stop.clone()));
+    tasks.spawn(keep_streams(service.clone(), reconnected, stop.clone()));
     tracing::info!(ledger = service.ledger.id(), "serving");
 
-    loop {
-        tokio::select! {
-            _ = reconnected.changed() => provision_streams(&service).await,
-            _ = stop.changed() => break,
-            ended = tasks.join_next() => {
-                if *stop.borrow() {
-                    break;
-                }
+    tokio::select! {
+        _ = stop.changed() => {}
+        ended = tasks.join_next() => {
+            if !*stop.borrow() {
                 // A part that ended by itself is a fault of ours: better to end and be started anew.
                 tracing::error!(?ended, "a part of the service ended");
-                break;
             }
         }
     }
@@ -159,13 +158,38 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     Ok(())
 }
 
-async fn provision_streams(service: &Service) {
+/// Makes the streams after every connection: a broker that was away may have lost them. Without them no dispatch
+/// reaches anyone, so what fails is tried again until it is done.
+async fn keep_streams(
+    service: Arc<Service>,
+    mut connected: watch::Receiver<u64>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut done = true;
+    loop {
+        tokio::select! {
+            changed = connected.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(STREAMS_PAUSE), if !done => {}
+            _ = stop.changed() => return,
+        }
+        done = tokio::select! {
+            done = provision_streams(&service) => done,
+            _ = stop.changed() => return,
+        };
+    }
+}
+
+/// Returns whether all are as they should be.
+async fn provision_streams(service: &Service) -> bool {
     let js = async_nats::jetstream::new(service.client.clone());
+    let mut done = true;
     for stream in Stream::ALL {
         if let Err(error) = provision(&js, service.prefix.as_str(), stream).await {
             tracing::warn!(%error, stream = stream.name(), "cannot make a stream");
+            done = false;
         }
     }
+    done
 }
 
 async fn subscribe(service: &Service, subject: String) -> Result<async_nats::Subscriber, ServiceError> {

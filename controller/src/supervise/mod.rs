@@ -32,8 +32,10 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause before a restart.
 pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A child that lived this long did not die quickly: the pause starts anew.
+/// A child that lived this long did not die quickly, or this many times the pause before it: the pause starts anew.
+/// So a child that does its work between deaths is there most of the time, and one that cannot start is left alone.
 const LIVED_WELL: Duration = Duration::from_secs(30);
+const LIVED_WELL_PAUSES: u32 = 10;
 /// After the child's end its output is read to the end for this long; a grandchild may hold the pipe for ever.
 const OUTPUT_GRACE: Duration = Duration::from_millis(300);
 
@@ -272,7 +274,7 @@ impl Care {
             if let Some(mut running) = next.take() {
                 tokio::select! {
                     status = running.child.wait() => {
-                        quick_deaths = if running.since.elapsed() >= LIVED_WELL { 0 } else { quick_deaths + 1 };
+                        quick_deaths = deaths_in_a_row(quick_deaths, running.since.elapsed());
                         self.pid.send_replace(None);
                         finish(&mut running.readers).await;
                         (self.events)(ChildEvent::Died {
@@ -337,6 +339,12 @@ async fn finish(readers: &mut JoinSet<()>) {
     if tokio::time::timeout(OUTPUT_GRACE, all).await.is_err() {
         readers.shutdown().await;
     }
+}
+
+/// The number of quick deaths in a row after a death of a child that lived so long.
+fn deaths_in_a_row(before: u32, lived: Duration) -> u32 {
+    let well = LIVED_WELL.min(restart_pause(before) * LIVED_WELL_PAUSES);
+    if lived >= well { 0 } else { before + 1 }
 }
 
 /// The pause before the next start after so many quick deaths in a row.
@@ -406,6 +414,16 @@ mod tests {
         assert_eq!(restart_pause(1), RESTART_PAUSE_MIN);
         assert_eq!(restart_pause(2), RESTART_PAUSE_MIN * 2);
         assert_eq!(restart_pause(u32::MAX), RESTART_PAUSE_MAX);
+    }
+
+    #[test]
+    fn a_child_that_lived_well_is_started_again_at_once() {
+        let ms = Duration::from_millis;
+        assert_eq!(deaths_in_a_row(0, ms(499)), 1);
+        assert_eq!(deaths_in_a_row(0, ms(500)), 0);
+        assert_eq!(deaths_in_a_row(5, ms(500)), 6);
+        assert_eq!(deaths_in_a_row(5, ms(8_000)), 0);
+        assert_eq!(deaths_in_a_row(u32::MAX - 1, LIVED_WELL), 0);
     }
 
     #[tokio::test]

@@ -160,7 +160,7 @@ fn agent_program() -> Result<PathBuf, UpError> {
 struct Up {
     broker: Broker,
     serve: Supervisor,
-    launchers: Vec<Supervisor>,
+    launchers: Vec<LauncherChild>,
     agents: Vec<Supervisor>,
     context: PathBuf,
     log: PathBuf,
@@ -281,9 +281,37 @@ impl Up {
     /// Ends everything: agents first, so that they can say goodbye, the broker last.
     async fn stop(self) {
         stop_all(self.agents).await;
-        stop_all(self.launchers).await;
+        let mut stops = tokio::task::JoinSet::new();
+        for launcher in self.launchers {
+            stops.spawn(launcher.stop());
+        }
+        while stops.join_next().await.is_some() {}
         self.serve.stop().await;
         self.broker.stop().await;
+    }
+}
+
+/// A supervised launcher.
+struct LauncherChild {
+    supervisor: Supervisor,
+    program: PathBuf,
+    args: Vec<std::ffi::OsString>,
+}
+
+impl LauncherChild {
+    /// Ends it and what it runs. One that is dead at this moment, or had to be killed, cannot do that itself: the
+    /// program is asked to end what such a launcher leaves.
+    async fn stop(self) {
+        let away = self.supervisor.pid().is_none();
+        if !(self.supervisor.stop().await || away) {
+            return;
+        }
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(&self.args).arg("--end-strays").stdin(std::process::Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(STOP_LIMIT * 2, command.status()).await {
+            Ok(Ok(status)) if status.success() => {}
+            outcome => tracing::warn!("runs of a dead launcher may still be there: {outcome:?}"),
+        }
     }
 }
 
@@ -353,7 +381,7 @@ impl Children<'_> {
         files: &AgentFiles,
         n: usize,
         slots: u16,
-    ) -> Result<(Supervisor, Supervisor), UpError> {
+    ) -> Result<(LauncherChild, Supervisor), UpError> {
         let name = files.enrolled.agent.as_str();
         let uid_base = uid_base(self.state.root()) + u32::try_from(n).unwrap_or(0) * u32::from(slots);
         let socket = files.socket.clone().unwrap_or_else(|| files.dir.join("launcher.sock"));
@@ -361,7 +389,8 @@ impl Children<'_> {
         args.extend(["--state".into(), files.dir.join("launcher").into()]);
         args.extend(["--slots".into(), slots.to_string().into(), "--stop-kills".into()]);
         args.extend(["--uid-base".into(), uid_base.to_string().into()]);
-        let launcher = self.start(&format!("{name}.launcher"), program, &args).await?;
+        let supervisor = self.start(&format!("{name}.launcher"), program, &args).await?;
+        let launcher = LauncherChild { supervisor, program: program.to_owned(), args };
         let args = ["run".into(), "--config".into(), files.config.clone().into()];
         match self.start(name, program, &args).await {
             Ok(agent) => Ok((launcher, agent)),
