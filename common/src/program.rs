@@ -181,17 +181,23 @@ pub fn check(bytes: &[u8], interpreter_given: bool) -> Result<ProgramKind, Progr
     }
 }
 
-/// Checks that a program without `--interpreter` is one for the host's processor. Scripts fit everywhere.
+/// Checks that a program without `--interpreter` is one for the host's processor. Scripts fit everywhere; whether a
+/// 64 bit host also runs its 32 bit sibling's programs is left to its kernel.
 ///
 /// # Errors
 /// With both processors in words.
 pub fn check_machine(kind: &ProgramKind, host: Machine) -> Result<(), ProgramProblem> {
     match kind {
-        ProgramKind::Elf { machine } if *machine != host => {
+        ProgramKind::Elf { machine } if *machine != host && !is_sibling(*machine, host) => {
             Err(ProgramProblem::OtherMachine { program: *machine, host })
         }
         _ => Ok(()),
     }
+}
+
+fn is_sibling(program: Machine, host: Machine) -> bool {
+    let named = |machine| MACHINES.iter().find(|(_, m)| *m == machine).map(|(name, _)| *name);
+    matches!((named(program), named(host)), (Some("x86"), Some("x86_64")) | (Some("arm"), Some("aarch64")))
 }
 
 /// Returns the text with Unix line endings. What has a NUL byte in it is no text and comes back as it is.
@@ -412,7 +418,8 @@ mod tests {
         let message = |bytes: &[u8]| fits(bytes).unwrap_err().to_string();
         let expected = "this is an ELF program for aarch64, the agent runs on x86_64";
         assert_eq!(message(&elf_file(2, 1, 3, 183)), expected);
-        assert!(message(&elf_file(1, 1, 3, 3)).contains("for x86,"));
+        assert_eq!(fits(&elf_file(1, 1, 3, 3)), Ok(()), "the kernel decides about 32 bit");
+        assert!(message(&elf_file(1, 1, 3, 40)).contains("for arm,"));
         assert!(message(&elf_file(1, 1, 3, 62)).contains("for x32,"));
         assert!(message(&elf_file(2, 2, 3, 22)).contains("for s390x,"));
         assert!(message(&elf_file(2, 2, 3, 999)).contains("number 999 (64 bit, big endian)"));

@@ -8,7 +8,6 @@ use std::process::Output;
 use std::time::{Duration, SystemTime};
 
 use async_nats::{Client as Nats, HeaderMap, Message};
-use data_encoding::BASE64;
 use futures_util::StreamExt;
 use sally::broker::config::StoreLimits;
 use sally::broker::find::{self, Search};
@@ -86,7 +85,8 @@ impl House {
             let nats = connect(&settings, |_| ()).await.unwrap();
             let mut requests = nats.subscribe("sally.api.*").await.unwrap();
             nats.flush().await.unwrap();
-            let mut played = Played { nats, key: controller_key, blobs: BTreeMap::new(), jobs: Vec::new() };
+            let mut played =
+                Played { nats, key: controller_key, blobs: BTreeMap::new(), jobs: Vec::new(), behind: None };
             tasks.spawn(async move {
                 while let Some(request) = requests.next().await {
                     played.answer(request).await;
@@ -116,6 +116,8 @@ struct Played {
     key: SigningKey,
     blobs: BTreeMap<Digest, Vec<u8>>,
     jobs: Vec<(JobRecord, Vec<RunRecord>, Order)>,
+    /// Bytes behind the next reply.
+    behind: Option<Vec<u8>>,
 }
 
 impl Played {
@@ -135,7 +137,8 @@ impl Played {
             Ok(value) => ReplyOutcome::Ok(serde_json::value::to_raw_value(&value).unwrap()),
             Err(error) => ReplyOutcome::Error(error),
         };
-        let reply_body = Reply { v: 1, nonce: request.nonce, outcome };
+        let reply_body =
+            Reply { v: 1, nonce: request.nonce, outcome, payload: self.behind.as_deref().map(Digest::of) };
         if hostile {
             // Somebody on the broker is faster than the controller.
             let forged = Envelope::seal(Kind::Reply, &SigningKey::generate(), &reply_body);
@@ -145,7 +148,12 @@ impl Played {
                 .unwrap();
         }
         let sealed = Envelope::seal(Kind::Reply, &self.key, &reply_body);
-        let parts: Vec<&[u8]> = sealed.body.chunks(sealed.body.len() / 2 + 1).collect();
+        let mut body = sealed.body.clone();
+        if let Some(bytes) = self.behind.take() {
+            body.push(b'\n');
+            body.extend(bytes);
+        }
+        let parts: Vec<&[u8]> = body.chunks(body.len() / 2 + 1).collect();
         for (index, part) in parts.iter().enumerate() {
             let mut headers = if index == 0 { sealed.headers() } else { HeaderMap::new() };
             headers.insert(HEADER_PART, format!("{}/{}", index + 1, parts.len()));
@@ -193,8 +201,8 @@ impl Played {
                 let bytes = if stream == "stdout" { run.stdout.as_bytes() } else { run.stderr.as_bytes() };
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 // In pieces of three bytes, so that reading on is seen.
-                let piece = &bytes[from..(from + 3).min(bytes.len())];
-                json!({"data": BASE64.encode(piece), "offset": from, "stored": bytes.len(), "ended": true, "dropped": 0})
+                self.behind = Some(bytes[from..(from + 3).min(bytes.len())].to_vec());
+                json!({"offset": from, "stored": bytes.len(), "ended": true, "dropped": 0})
             }
             Call::Cancel { .. } => json!({"job": self.jobs.last().unwrap().0, "runs": 0}),
             Call::Agents => json!({"agents": []}),
@@ -393,7 +401,7 @@ async fn errors_have_exit_codes_and_words() {
     assert_eq!((code, stderr.as_str()), (Some(4), "sally: no agent is named nobody\n"));
     let (code, _, stderr) = said(&house.sally("job show latest -o json").await);
     let error: Value = serde_json::from_str(&stderr).unwrap();
-    assert_eq!((code, &error["code"]), (Some(1), &json!("internal")), "{stderr}");
+    assert_eq!((code, &error["code"]), (Some(2), &json!("usage")), "{stderr}");
 
     let alone = House::start(false).await;
     let (code, _, stderr) = said(&alone.sally("exec -a x -- true").await);

@@ -102,7 +102,7 @@ impl Sally {
         let records = self.submit("local-1", &["head", "-c", &bytes.to_string(), "/dev/zero"], 1).await?;
         let lasted = begun.elapsed();
         let run = records.first().ok_or("no record")?;
-        let log = self.client.log(&run.run, "stdout", 0).await?;
+        let (log, _) = self.client.log(&run.run, "stdout", 0).await?;
         if log.stored + log.dropped != bytes || log.dropped != 0 {
             return Err(format!("{} of {bytes} bytes of output arrived", log.stored).into());
         }

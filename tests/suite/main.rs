@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
 #![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
+mod bad_input;
 mod basics;
 mod demo;
 mod facts;
@@ -16,5 +17,7 @@ mod harness;
 mod isolation;
 mod kills;
 mod netns;
+mod output;
 mod outside;
+mod scripts;
 mod sockets;

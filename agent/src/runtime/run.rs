@@ -351,7 +351,11 @@ impl Run {
             Program::Command => (sandbox::Program::Command, None),
             Program::Script { content, interpreter } => {
                 let bytes = self.content(content).await?;
+                let host = sally_common::program::Machine::current().filter(|_| interpreter.is_none());
                 sally_common::program::check(&bytes, interpreter.is_some())
+                    .and_then(|kind| {
+                        host.map_or(Ok(()), |host| sally_common::program::check_machine(&kind, host))
+                    })
                     .map_err(|problem| Stop::Refused(Refusal::BadProgram, problem.to_string()))?;
                 (sandbox::Program::Script { interpreter: interpreter.clone() }, Some(bytes))
             }

@@ -1,7 +1,8 @@
 //! What a caller asks a controller, over request and reply on `<prefix>.api.<verb>`.
 //!
-//! A request is signed by its caller, a reply by the controller over the whole reply. A reply larger than
-//! one message travels in parts: each has the header `Sally-Part: N/M`, the first also the signature.
+//! A request is signed by its caller, a reply by the controller. A reply is one line of JSON; output follows it as raw
+//! bytes after a line feed, and the signed line names their digest. A reply larger than one message travels in parts:
+//! each has the header `Sally-Part: N/M`, the first also the signature.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -37,6 +38,9 @@ pub struct Reply {
     pub nonce: Nonce,
     /// The answer.
     pub outcome: ReplyOutcome,
+    /// The digest of the bytes that follow this line, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Digest>,
 }
 
 /// An answer or an error.
@@ -273,12 +277,10 @@ pub struct AgentPage {
     pub agents: Vec<AgentRecord>,
 }
 
-/// A piece of a stream.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A piece of a stream; its bytes follow the reply's line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPart {
-    /// The bytes in base64.
-    pub data: String,
-    /// Where they begin.
+    /// Where the bytes begin.
     pub offset: u64,
     /// Bytes stored so far.
     pub stored: u64,

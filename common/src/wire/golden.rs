@@ -758,7 +758,7 @@ fn requests() -> Vec<Sample> {
 }
 
 fn reply(outcome: ReplyOutcome) -> Reply {
-    Reply { v: VERSION, nonce: nonce(), outcome }
+    Reply { v: VERSION, nonce: nonce(), outcome, payload: None }
 }
 
 fn ok() -> ReplyOutcome {
@@ -841,6 +841,7 @@ fn run_record() -> RunRecord {
         message: Some("exit code 7".into()),
         usage: Some(usage()),
         sandbox: Some(SandboxRecord { profile: Profile::Strict, uid: 200_001, layers: layers() }),
+        leftovers: 1,
     }
 }
 

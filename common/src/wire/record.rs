@@ -350,6 +350,9 @@ pub struct RunRecord {
     pub usage: Option<Usage>,
     /// What isolated it.
     pub sandbox: Option<SandboxRecord>,
+    /// Processes that were still alive after the main one and were ended.
+    #[serde(default)]
+    pub leftovers: u32,
 }
 
 /// A job with its runs: the one object of `-o json`.

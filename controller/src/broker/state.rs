@@ -183,6 +183,12 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
 }
 
 fn make_private(dir: &Path) -> Result<(), StateError> {
+    if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
+        return Err(unusable(
+            dir,
+            io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a folder"),
+        ));
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| unusable(dir, e))?;
     // One that was there may be open to others, and keys go into it.
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|e| unusable(dir, e))

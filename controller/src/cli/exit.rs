@@ -80,7 +80,9 @@ impl Exit {
             ErrorCode::NoTarget => Exit::NoTarget,
             ErrorCode::Denied => Exit::Denied,
             ErrorCode::Conflict => Exit::Conflict,
-            ErrorCode::NotFound | ErrorCode::Internal => Exit::Internal,
+            // What was named is not there: the command line is wrong, not the program.
+            ErrorCode::NotFound => Exit::Usage,
+            ErrorCode::Internal => Exit::Internal,
         }
     }
 
@@ -145,7 +147,7 @@ mod tests {
             (ErrorCode::NoTarget, 4),
             (ErrorCode::Denied, 6),
             (ErrorCode::Conflict, 8),
-            (ErrorCode::NotFound, 1),
+            (ErrorCode::NotFound, 2),
             (ErrorCode::Internal, 1),
         ] {
             assert_eq!(Exit::of_error(code).code(), expected, "{code:?}");

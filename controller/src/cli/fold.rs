@@ -140,9 +140,19 @@ pub(super) fn answer(run: &RunRecord) -> String {
         (Some(ResultState::Valid), Some(result)) => parts.push(result.get().to_owned()),
         (Some(ResultState::Absent | ResultState::Valid) | None, _) => {}
         (Some(bad), _) => {
-            let detail = run.result_error.as_ref().map(|e| format!(": {}", e.message)).unwrap_or_default();
-            parts.push(format!("result {}{detail}", bad.word()));
+            let known = run.message.as_deref().unwrap_or_default();
+            let detail = run.result_error.as_ref().map(|e| {
+                let place = e.offset.map(|at| format!(" at byte {at}")).unwrap_or_default();
+                // The run's message is usually this one; nobody wants to read it twice.
+                if e.message == known { place } else { format!("{place}: {}", e.message) }
+            });
+            parts.push(format!("result {}{}", bad.word(), detail.unwrap_or_default()));
         }
+    }
+    match run.leftovers {
+        0 => {}
+        1 => parts.push("1 process outlived it and was ended".to_owned()),
+        n => parts.push(format!("{n} processes outlived it and were ended")),
     }
     text::sanitise_line(&parts.join(" · "))
 }

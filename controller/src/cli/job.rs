@@ -203,7 +203,8 @@ fn print(whole: &JobWithRuns, format: Format, encoding: Option<&'static Encoding
 async fn watch(client: &Client, args: &WatchArgs) -> Result<Exit, CliError> {
     let job = find(client, &args.id).await?;
     let (job, watch) = client.watch(job.id, true).await?;
-    let live = Live::new(client.clone(), Look::Prefixed, args.encoding, false);
+    let mut live = Live::new(client.clone(), Look::Prefixed, args.encoding, false);
+    live.catch_up(&client.runs(&job.id, &[], false).await?).await?;
     let wishes = Wishes { live: Some(live), ..Wishes::default() };
     let followed = follow(client, watch, job, wishes, run::interrupted()).await?;
     let shown = finish::Shown { format: Format::Table, look: Some(Look::Prefixed), encoding: args.encoding };
@@ -305,6 +306,7 @@ async fn logs(client: &Client, args: &LogsArgs) -> Result<Exit, CliError> {
     if args.follow && !job.state.is_end() {
         live.only_runs(runs.iter().map(|r| r.run.clone()));
         let (job, watch) = client.watch(job.id, true).await?;
+        live.catch_up(&runs).await?;
         let wishes = Wishes { live: Some(live), ..Wishes::default() };
         let followed = follow(client, watch, job, wishes, run::interrupted()).await?;
         return Ok(match followed.ending {

@@ -126,6 +126,18 @@ impl Live {
         logs::drain(&client, run, stream, from, wait, |bytes| self.show(run, agent, stream, bytes)).await
     }
 
+    /// Shows what was stored before anybody watched: events bring only what comes after.
+    pub(super) async fn catch_up(&mut self, runs: &[RunRecord]) -> Result<(), CliError> {
+        for run in runs.iter().filter(|run| !run.state.is_end()) {
+            for stream in STREAMS {
+                if self.wants(&run.run, stream) {
+                    self.fill(&run.run, run.agent.as_str(), stream, false).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn shown(&self, run: &RunId, stream: &'static str) -> u64 {
         self.streams.get(&(run.clone(), stream)).map_or(0, |s| s.shown)
     }

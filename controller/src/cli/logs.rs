@@ -1,13 +1,17 @@
 //! A run's whole output, from the controller's store.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sally_common::id::RunId;
-use sally_common::wire::api::{Call, RunPage};
+use sally_common::wire::api::{Call, LogPart, RunPage};
 use sally_common::wire::record::{RunRecord, RunState};
 
+use tokio::task::JoinHandle;
+
 use super::CliError;
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 
 /// Both streams, in the order in which they are shown.
 pub(super) const STREAMS: [&str; 2] = ["stdout", "stderr"];
@@ -43,11 +47,11 @@ pub(super) async fn drain(
     mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
 ) -> Result<Drained, CliError> {
     let (mut next, mut idle) = (from, 0);
+    let mut ahead = Ahead::default();
     loop {
-        let part = client.log(run, stream, next).await?;
-        let bytes = data_encoding::BASE64
-            .decode(part.data.as_bytes())
-            .map_err(|_| CliError::internal("the controller sent output that is not base64"))?;
+        let (part, bytes) = ahead.take(client, run, stream, next).await?;
+        // While these are shown the next ones are on their way.
+        ahead.ask(client, run, stream, next, &part, bytes.len() as u64);
         // A part may begin earlier than asked.
         let skip = usize::try_from(next.saturating_sub(part.offset)).unwrap_or(usize::MAX).min(bytes.len());
         let fresh = if part.offset > next { &[][..] } else { &bytes[skip..] };
@@ -69,6 +73,55 @@ pub(super) async fn drain(
     }
 }
 
+/// Questions on the way for pieces that are stored already: while one piece is shown the next ones come. What they bring
+/// is at most so many pieces, whatever the reader does.
+#[derive(Default)]
+struct Ahead {
+    asked: VecDeque<(u64, JoinHandle<Piece>)>,
+}
+
+/// A piece, or why there is none.
+type Piece = Result<(LogPart, Bytes), ClientError>;
+
+/// Pieces asked for ahead.
+const PIECES_AHEAD: usize = 4;
+
+impl Ahead {
+    /// The piece at `next`, asked for before or now.
+    async fn take(&mut self, client: &Client, run: &RunId, stream: &str, next: u64) -> Piece {
+        while let Some((offset, answer)) = self.asked.pop_front() {
+            if offset != next {
+                // A piece was shorter than expected: what was asked behind it is not what follows.
+                answer.abort();
+                continue;
+            }
+            if let Ok(answer) = answer.await {
+                return answer;
+            }
+        }
+        client.log(run, stream, next).await
+    }
+
+    /// Asks for what follows a full piece, as far as it is stored.
+    fn ask(&mut self, client: &Client, run: &RunId, stream: &str, next: u64, part: &LogPart, length: u64) {
+        if length == 0 {
+            return;
+        }
+        let mut at = self.asked.back().map_or(next, |(offset, _)| *offset) + length;
+        while self.asked.len() < PIECES_AHEAD && at.saturating_add(length) <= part.stored {
+            let (client, run, stream) = (client.clone(), run.clone(), stream.to_owned());
+            self.asked.push_back((at, tokio::spawn(async move { client.log(&run, &stream, at).await })));
+            at += length;
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.asked.iter().for_each(|(_, answer)| answer.abort());
+    }
+}
+
 /// A run's record with output and result inside.
 pub(super) async fn whole(client: &Client, run: &RunId) -> Result<RunRecord, CliError> {
     let call = Call::Runs { job: run.job().clone(), from: run.index(), content: true, states: Vec::new() };
@@ -84,7 +137,7 @@ pub(super) async fn tail_start(
     stream: &str,
     lines: usize,
 ) -> Result<u64, CliError> {
-    let end = client.log(run, stream, u64::MAX).await?.stored;
+    let end = client.log(run, stream, u64::MAX).await?.0.stored;
     let from = end.saturating_sub(TAIL_WINDOW);
     let mut window = Vec::new();
     drain(client, run, stream, from, false, |bytes| {

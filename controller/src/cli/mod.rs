@@ -114,8 +114,8 @@ pub struct UpArgs {
     /// Address on which the broker listens; another than loopback lets agents elsewhere reach it
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub listen: std::net::IpAddr,
-    /// The nats-server program [default: the project's own copy, or the one on PATH]
-    #[arg(long, value_name = "PROGRAM", env = "SALLY_NATS_SERVER")]
+    /// The nats-server program [default: $SALLY_NATS_SERVER, the project's own copy, or the one on PATH]
+    #[arg(long, value_name = "PROGRAM")]
     pub nats_server: Option<PathBuf>,
 }
 

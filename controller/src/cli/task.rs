@@ -77,7 +77,9 @@ pub(super) fn script(script: &Script<'_>, args: &TaskArgs) -> Result<Prepared, C
 
 /// Prepares a command.
 pub(super) fn command(words: &[String], args: &TaskArgs) -> Result<Prepared, CliError> {
-    let title: String = words.join(" ").chars().take(80).collect();
+    // A title is one line, also of a program that has many.
+    let words_on_a_line = words.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let title: String = words_on_a_line.chars().take(80).collect();
     task(Program::Command, title, words, args, Vec::new())
 }
 

@@ -61,6 +61,7 @@ pub(super) fn run(index: u32, state: RunState) -> RunRecord {
         message: None,
         usage: None,
         sandbox: None,
+        leftovers: 0,
     }
 }
 

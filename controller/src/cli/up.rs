@@ -6,6 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{CliError, Exit, ServeArgs, Services, UpArgs, out};
+use crate::broker::state::StateError;
 use crate::up::{self, Ready, Settings, UpError};
 
 /// The parts of the program that are more than a caller.
@@ -43,6 +44,8 @@ impl From<UpError> for CliError {
     fn from(error: UpError) -> Self {
         let exit = match &error {
             UpError::Find(_) | UpError::NoAgentProgram(_) | UpError::Name(_) => Exit::Usage,
+            UpError::State(StateError::InUse { .. }) => Exit::Conflict,
+            UpError::State(StateError::Unusable { .. }) => Exit::Usage,
             _ => Exit::Internal,
         };
         CliError::new(exit, error.to_string())

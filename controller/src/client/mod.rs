@@ -15,8 +15,9 @@ mod watch;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use sally_common::clock::now_ms;
-use sally_common::id::{Nonce, RequestId};
+use sally_common::id::{Digest, Nonce, RequestId};
 use sally_common::key::{PublicKey, SigningKey};
 use sally_common::limit;
 use sally_common::name::User;
@@ -190,6 +191,16 @@ impl Client {
         payload: Option<&[u8]>,
         timeout: Duration,
     ) -> Result<T, ClientError> {
+        Ok(self.call_bytes(call, payload, timeout).await?.0)
+    }
+
+    /// The same for a call whose answer has bytes behind it.
+    async fn call_bytes<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        payload: Option<&[u8]>,
+        timeout: Duration,
+    ) -> Result<(T, Bytes), ClientError> {
         let verb = call.verb();
         let nonce = Nonce::generate();
         let request = Request { v: wire::VERSION, at_ms: now_ms(), nonce, call };
@@ -201,9 +212,10 @@ impl Client {
             return Err(ClientError::TooLarge { bytes: body.len(), max: limit::API_MESSAGE_MAX });
         }
         let envelope = Envelope::seal_bytes(Kind::Request, &self.inner.key, body);
-        let reply = self.exchange(verb, envelope, nonce, timeout).await?;
+        let (reply, bytes) = self.exchange(verb, envelope, nonce, timeout).await?;
         match reply.outcome {
             ReplyOutcome::Ok(answer) => serde_json::from_str(answer.get())
+                .map(|answer| (answer, bytes))
                 .map_err(|error| ClientError::Shape { verb, cause: error.to_string() }),
             ReplyOutcome::Error(error) => Err(ClientError::Api(error)),
         }
@@ -215,7 +227,7 @@ impl Client {
         envelope: Envelope,
         nonce: Nonce,
         timeout: Duration,
-    ) -> Result<Reply, ClientError> {
+    ) -> Result<(Reply, Bytes), ClientError> {
         let inner = &self.inner;
         let deadline = Instant::now() + timeout;
         let mut slot = inner.mailbox.slot();
@@ -245,7 +257,7 @@ impl Client {
             let Some((headers, body)) = assembly.push(message.headers, message.payload) else { continue };
             // A stranger's answer is passed over: the true one may still come.
             match self.believe(headers.as_ref(), &body, nonce) {
-                Ok(reply) => return Ok(reply),
+                Ok(believed) => return Ok(believed),
                 Err(cause) => doubt = Some(cause),
             }
         }
@@ -254,13 +266,25 @@ impl Client {
     fn believe(
         &self,
         headers: Option<&async_nats::HeaderMap>,
-        body: &[u8],
+        body: &Bytes,
         nonce: Nonce,
-    ) -> Result<Reply, String> {
+    ) -> Result<(Reply, Bytes), String> {
         let trusted = |key: &PublicKey| self.inner.controllers.contains(key);
-        wire::verify(Kind::Reply, headers, body, limit::API_REPLY_MAX, trusted).map_err(|e| e.to_string())?;
-        let reply: Reply = wire::read(body).map_err(|e| e.to_string())?;
-        if reply.nonce == nonce { Ok(reply) } else { Err("it answers another request".to_owned()) }
+        // The line is signed and names the digest of what follows it. JSON has no raw line feed inside.
+        let end = body.iter().position(|b| *b == b'\n').unwrap_or(body.len());
+        let (line, bytes) = (&body[..end], body.slice((end + 1).min(body.len())..));
+        wire::verify(Kind::Reply, headers, line, limit::API_REPLY_MAX, trusted).map_err(|e| e.to_string())?;
+        let reply: Reply = wire::read(line).map_err(|e| e.to_string())?;
+        if reply.nonce != nonce {
+            return Err("it answers another request".to_owned());
+        }
+        match reply.payload {
+            Some(digest) if digest != Digest::of(&bytes) => {
+                Err("its bytes are not those it names".to_owned())
+            }
+            None if end < body.len() => Err("bytes follow it that it does not name".to_owned()),
+            _ => Ok((reply, bytes)),
+        }
     }
 
     fn no_answer(&self, timeout: Duration, doubt: Option<String>) -> ClientError {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Client, ClientError};
+use super::{CALL_TIMEOUT, Client, ClientError};
 
 /// How often the watch is renewed.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -129,8 +129,9 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::call`].
-    pub async fn log(&self, run: &RunId, stream: &str, offset: u64) -> Result<LogPart, ClientError> {
-        self.call(Call::Log { run: run.clone(), stream: stream.to_owned(), offset }).await
+    pub async fn log(&self, run: &RunId, stream: &str, offset: u64) -> Result<(LogPart, Bytes), ClientError> {
+        let call = Call::Log { run: run.clone(), stream: stream.to_owned(), offset };
+        self.call_bytes(call, None, CALL_TIMEOUT).await
     }
 }
 

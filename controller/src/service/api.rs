@@ -1,7 +1,7 @@
 //! What callers ask: checked, answered, signed.
 
 use sally_common::clock::now_ms;
-use sally_common::id::{JobId, RunId};
+use sally_common::id::{Digest, JobId, RunId};
 use sally_common::key::PublicKey;
 use sally_common::limit::{API_MESSAGE_MAX, BLOB_MAX, STREAM_CHUNK};
 use sally_common::name::User;
@@ -63,10 +63,12 @@ pub async fn answer(service: &Service, message: async_nats::Message) {
         Ok(caller) => call(service, &caller, request.call, payload).await,
     };
     let outcome = match outcome {
-        Ok(value) => ReplyOutcome::Ok(value),
-        Err(error) => ReplyOutcome::Error(error),
+        Ok(Answer { value, bytes }) => (ReplyOutcome::Ok(value), bytes),
+        Err(error) => (ReplyOutcome::Error(error), None),
     };
-    send(service, reply, &Reply { v: VERSION, nonce, outcome }).await;
+    let (outcome, bytes) = outcome;
+    let digest = bytes.as_ref().map(|bytes| Digest::of(bytes));
+    send(service, reply, &Reply { v: VERSION, nonce, outcome, payload: digest }, bytes).await;
 }
 
 /// A request and its bytes, and who asks. A stranger who holds the key that signed is told so, instead of
@@ -90,10 +92,17 @@ fn caller(service: &Service, key: &PublicKey) -> Result<User, Refusal> {
     service.trust.caller(key).map(|c| c.name.clone()).ok_or(Refusal::UnknownKey)
 }
 
-/// Sends a reply, in parts if it is large. The signature covers the whole.
-async fn send(service: &Service, inbox: String, reply: &Reply) {
+/// Sends a reply, in parts if it is large. The signature covers the line, which names the digest of the bytes behind it:
+/// output is hashed once here and once by the caller, and not copied into JSON.
+async fn send(service: &Service, inbox: String, reply: &Reply, bytes: Option<Vec<u8>>) {
     let envelope = Envelope::seal(Kind::Reply, &service.key, reply);
-    let body = bytes::Bytes::from(envelope.body.clone());
+    let mut body = envelope.body.clone();
+    if let Some(bytes) = bytes {
+        body.reserve_exact(bytes.len() + 1);
+        body.push(b'\n');
+        body.extend_from_slice(&bytes);
+    }
+    let body = bytes::Bytes::from(body);
     let parts = body.len().div_ceil(STREAM_CHUNK).max(1);
     for n in 0..parts {
         let piece = body.slice(n * STREAM_CHUNK..((n + 1) * STREAM_CHUNK).min(body.len()));
@@ -105,7 +114,13 @@ async fn send(service: &Service, inbox: String, reply: &Reply) {
     }
 }
 
-type Answered = Result<Box<RawValue>, ApiError>;
+/// What a call brings: a value, and for output the bytes behind it.
+struct Answer {
+    value: Box<RawValue>,
+    bytes: Option<Vec<u8>>,
+}
+
+type Answered = Result<Answer, ApiError>;
 
 async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Bytes) -> Answered {
     match call {
@@ -140,7 +155,10 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             jobs.truncate(limit as usize);
             value(&JobPage { jobs: jobs.iter().map(records::job).collect(), more })
         }
-        Call::Log { run, stream, offset } => value(&log(service, &run, &stream, offset).await?),
+        Call::Log { run, stream, offset } => {
+            let (part, bytes) = log(service, &run, &stream, offset).await?;
+            Ok(Answer { bytes: Some(bytes), ..value(&part)? })
+        }
         Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
         Call::Watch { job, inbox, output } => {
             if !is_caller_inbox(&inbox) {
@@ -173,7 +191,8 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
 }
 
 fn value<T: Serialize>(answer: &T) -> Answered {
-    serde_json::value::to_raw_value(answer).map_err(internal)
+    let value = serde_json::value::to_raw_value(answer).map_err(internal)?;
+    Ok(Answer { value, bytes: None })
 }
 
 async fn find(service: &Service, id: &str) -> Result<Job, ApiError> {
@@ -231,7 +250,12 @@ async fn runs(
     Ok(page)
 }
 
-async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Result<LogPart, ApiError> {
+async fn log(
+    service: &Service,
+    run: &RunId,
+    stream: &str,
+    offset: u64,
+) -> Result<(LogPart, Vec<u8>), ApiError> {
     let row = service.ledger.run(run).await.map_err(internal)?;
     let not_found =
         || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
@@ -243,24 +267,19 @@ async fn log(service: &Service, run: &RunId, stream: &str, offset: u64) -> Resul
     let message = report.as_ref().and_then(records::result_message);
     let end = message.as_ref().map(|m| if stream == Stream::Stdout { &m.stdout } else { &m.stderr });
     let dropped = end.map_or(0, |e| e.dropped);
-    let encode = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
     if let Some(bytes) = end.and_then(|e| e.inline_bytes()) {
         let at = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
         let to = at.saturating_add(LOG_PART).min(bytes.len());
         let stored = bytes.len() as u64;
-        return Ok(LogPart { data: encode(&bytes[at..to]), offset: at as u64, stored, ended, dropped });
+        return Ok((LogPart { offset: at as u64, stored, ended, dropped }, bytes[at..to].to_vec()));
     }
     let key = LogKey { run: run.clone(), attempt: row.attempt, stream };
     let part = service.logs.read(&key, offset, LOG_PART).await.map_err(internal)?;
     Ok(match part {
-        Some(part) => LogPart {
-            data: encode(&part.bytes),
-            offset: part.offset,
-            stored: part.status.stored,
-            ended,
-            dropped,
-        },
-        None => LogPart { data: String::new(), offset, stored: 0, ended, dropped },
+        Some(part) => {
+            (LogPart { offset: part.offset, stored: part.status.stored, ended, dropped }, part.bytes)
+        }
+        None => (LogPart { offset, stored: 0, ended, dropped }, Vec::new()),
     })
 }
 

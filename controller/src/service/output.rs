@@ -16,10 +16,11 @@ use sally_common::wire;
 use sally_common::wire::command::{Stored, To};
 use sally_common::wire::report::LogChunk;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
 use super::{Service, inbound};
-use crate::store::{Appended, LogKey, Stream};
+use crate::store::{Appended, LogKey, StoreError, Stream};
 
 /// A receipt is sent after so many bytes, or so long after the first unreceipted one.
 const RECEIPT_BYTES: u64 = 1024 * 1024;
@@ -48,6 +49,49 @@ struct Due {
     stored: u64,
     receipted: u64,
     since: Instant,
+    /// Whether the disk is being waited for. One receipt of a stream at a time: they must not overtake each other.
+    syncing: bool,
+}
+
+/// The streams that have something due, and the disk that is waited for meanwhile.
+#[derive(Default)]
+struct Book {
+    due: HashMap<LogKey, Due>,
+    syncs: JoinSet<(LogKey, Result<u64, StoreError>)>,
+}
+
+impl Book {
+    /// Starts to make a stream durable, apart: more of it is taken meanwhile.
+    fn sync(&mut self, service: &Arc<Service>, key: &LogKey) {
+        let Some(entry) = self.due.get_mut(key).filter(|entry| !entry.syncing) else { return };
+        entry.syncing = true;
+        let (service, key, bytes) = (service.clone(), key.clone(), entry.stored);
+        self.syncs.spawn(async move {
+            let synced = service.logs.sync_up_to(&key, bytes).await;
+            (key, synced)
+        });
+    }
+
+    /// Says that a stream is durable, and goes on with what has come since.
+    async fn synced(&mut self, service: &Arc<Service>, key: LogKey, synced: Result<u64, StoreError>) {
+        let Some(entry) = self.due.get_mut(&key) else { return };
+        let bytes = match synced {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.due.remove(&key);
+                return tracing::error!(run = %key.run, %error, "cannot store output");
+            }
+        };
+        let to = entry.to.clone();
+        (entry.syncing, entry.receipted, entry.since) = (false, bytes, Instant::now());
+        if entry.stored <= bytes {
+            self.due.remove(&key);
+        } else if entry.stored - bytes >= RECEIPT_BYTES {
+            self.sync(service, &key);
+        }
+        let stored = Stored::Stream { stream: key.stream.word().to_owned(), bytes };
+        inbound::receipt(service, to, key.run, key.attempt, stored).await;
+    }
 }
 
 /// Takes pieces until `stop` is set.
@@ -56,29 +100,32 @@ pub async fn serve(
     mut messages: async_nats::Subscriber,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut due: HashMap<LogKey, Due> = HashMap::new();
+    let mut book = Book::default();
     let mut tick = interval(RECEIPT_AFTER / 2);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = messages.next() => {
                 let Some(message) = message else { return };
-                take(&service, &message, &mut due).await;
+                take(&service, &message, &mut book).await;
+            }
+            Some(done) = book.syncs.join_next() => {
+                if let Ok((key, synced)) = done {
+                    book.synced(&service, key, synced).await;
+                }
             }
             // Nothing due: nothing wakes an idle controller.
-            _ = tick.tick(), if !due.is_empty() => {
-                let ripe: Vec<LogKey> =
-                    due.iter().filter(|(_, d)| d.since.elapsed() >= RECEIPT_AFTER).map(|(k, _)| k.clone()).collect();
-                for key in ripe {
-                    receipt(&service, &key, &mut due).await;
-                }
+            _ = tick.tick(), if !book.due.is_empty() => {
+                let ripe = book.due.iter().filter(|(_, d)| d.since.elapsed() >= RECEIPT_AFTER);
+                let ripe: Vec<LogKey> = ripe.map(|(k, _)| k.clone()).collect();
+                ripe.iter().for_each(|key| book.sync(&service, key));
             }
             _ = stop.changed() => return,
         }
     }
 }
 
-async fn take(service: &Service, message: &async_nats::Message, due: &mut HashMap<LogKey, Due>) {
+async fn take(service: &Arc<Service>, message: &async_nats::Message, book: &mut Book) {
     let Some((zone, agent)) = service.prefix.parse(Channel::Log, &message.subject) else { return };
     if message.payload.len() > STREAM_CHUNK + HEAD_ROOM {
         tracing::warn!(%agent, "refused a piece of output: too large");
@@ -110,23 +157,11 @@ async fn take(service: &Service, message: &async_nats::Message, due: &mut HashMa
     if stream != Stream::Result {
         service.tell_output(&head.run, &agent, &head.stream, head.offset, bytes).await;
     }
-    let entry =
-        due.entry(key.clone()).or_insert(Due { to, stored, receipted: head.offset, since: Instant::now() });
+    let fresh = Due { to, stored, receipted: head.offset, since: Instant::now(), syncing: false };
+    let entry = book.due.entry(key.clone()).or_insert(fresh);
     entry.stored = stored;
     if entry.stored.saturating_sub(entry.receipted) >= RECEIPT_BYTES {
-        receipt(service, &key, due).await;
-    }
-}
-
-/// Makes a stream durable and says so.
-async fn receipt(service: &Service, key: &LogKey, due: &mut HashMap<LogKey, Due>) {
-    let Some(entry) = due.remove(key) else { return };
-    match service.logs.sync_up_to(key, entry.stored).await {
-        Ok(bytes) => {
-            let stored = Stored::Stream { stream: key.stream.word().to_owned(), bytes };
-            inbound::receipt(service, entry.to, key.run.clone(), key.attempt, stored).await;
-        }
-        Err(error) => tracing::error!(run = %key.run, %error, "cannot store output"),
+        book.sync(service, &key);
     }
 }
 

@@ -58,6 +58,7 @@ pub fn run_head(run: &Run, queued_ms: i64) -> RunRecord {
         message: run.message.clone(),
         usage: None,
         sandbox: None,
+        leftovers: 0,
     }
 }
 
@@ -72,6 +73,7 @@ pub fn add_report(record: &mut RunRecord, message: &ResultMessage) -> bool {
     }
     record.artifacts.clone_from(&message.artifacts);
     record.usage = message.usage;
+    record.leftovers = message.leftovers;
     record.sandbox =
         message.sandbox.clone().map(|s| SandboxRecord { profile: s.profile, uid: s.uid, layers: s.layers });
     let out = inline(&message.stdout);

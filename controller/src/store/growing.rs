@@ -20,7 +20,7 @@ const OPEN_MAX: usize = 256;
 
 /// An open growing file.
 pub(super) struct Growing {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     hasher: Sha256,
     len: u64,
@@ -38,14 +38,14 @@ impl Growing {
 
     /// Opens or makes the file as one that holds nothing yet.
     pub(super) fn empty(path: &Path) -> Result<Self, StoreError> {
-        let file = open_rw(path)?;
+        let file = Arc::new(open_rw(path)?);
         Ok(Self { file, path: path.into(), hasher: Sha256::new(), len: 0, synced: 0, named: false })
     }
 
     fn reread(&mut self) -> Result<(), StoreError> {
         let mut buffer = vec![0; 256 * 1024];
         loop {
-            match self.file.read(&mut buffer) {
+            match (&*self.file).read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(n) => {
                     self.hasher.update(&buffer[..n]);
@@ -90,6 +90,28 @@ impl Growing {
             self.synced = self.len;
         }
         Ok(self.synced)
+    }
+
+    /// What has to be synced so that at least the first `bytes` are durable, to be done without holding the file's lock:
+    /// bytes that come meanwhile need not wait for the disk. `Err` if they are durable already, with how many are.
+    pub(super) fn sync_apart(&self, bytes: u64) -> Result<(Arc<File>, u64), u64> {
+        if self.synced < bytes.min(self.len) && self.named {
+            Ok((self.file.clone(), self.len))
+        } else {
+            Err(self.synced)
+        }
+    }
+
+    /// Notes that the first `bytes` were synced apart.
+    pub(super) fn synced_apart(&mut self, file: &Arc<File>, bytes: u64) {
+        if Arc::ptr_eq(file, &self.file) {
+            self.synced = self.synced.max(bytes);
+        }
+    }
+
+    /// Whether its name is durable too.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
     }
 
     /// The digest of all it holds.

@@ -298,18 +298,28 @@ impl Inner {
     fn sync_up_to(&self, key: &LogKey, bytes: u64) -> Result<u64, StoreError> {
         let whole = self.whole(key);
         let slot = self.open.slot(key);
-        let mut place = growing::lock(&slot);
-        let mut file = match place.take() {
-            Some(file) => file,
-            // What has ended was synced before it was renamed.
-            None => match self.reopen(&whole)? {
-                Ok(file) => file,
-                Err(bytes) => return Ok(bytes),
-            },
+        let (handle, held) = {
+            let mut place = growing::lock(&slot);
+            let mut file = match place.take() {
+                Some(file) => file,
+                // What has ended was synced before it was renamed.
+                None => match self.reopen(&whole)? {
+                    Ok(file) => file,
+                    Err(bytes) => return Ok(bytes),
+                },
+            };
+            let apart = if file.is_named() { file.sync_apart(bytes) } else { Err(file.sync_up_to(bytes)?) };
+            *place = Some(file);
+            match apart {
+                Ok(apart) => apart,
+                Err(synced) => return Ok(synced),
+            }
         };
-        let synced = file.sync_up_to(bytes)?;
-        *place = Some(file);
-        Ok(synced)
+        handle.sync_data().map_err(failed("sync", &whole))?;
+        if let Some(file) = growing::lock(&slot).as_mut() {
+            file.synced_apart(&handle, held);
+        }
+        Ok(held)
     }
 
     fn finish(&self, key: &LogKey, bytes: u64, digest: Digest) -> Result<Finished, StoreError> {

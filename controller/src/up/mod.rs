@@ -9,6 +9,8 @@ pub mod identity;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sally_common::name::{Agent, BadName, Zone};
@@ -31,6 +33,8 @@ use identity::{AgentFiles, AgentShape, IdentityError};
 
 /// How long everything may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How often the controller service may end before it is ready; after that waiting longer is no use.
+const SERVE_DEATHS: u32 = 3;
 /// How often it is asked whether all agents are there.
 const READY_POLL: Duration = Duration::from_millis(25);
 /// What a child's log may take on disk.
@@ -87,6 +91,8 @@ pub enum UpError {
     NoAgentProgram(PathBuf),
     #[error("a child that an earlier `sally up` left behind cannot be ended: {0}")]
     Leftover(std::io::Error),
+    #[error("the controller service does not start: {said}")]
+    ServeFailed { said: String },
     #[error("not ready within {} s: {what}; see the logs in {}", READY_LIMIT.as_secs(), log.display())]
     NotReady { what: String, log: PathBuf },
 }
@@ -158,6 +164,8 @@ struct Up {
     agents: Vec<Supervisor>,
     context: PathBuf,
     log: PathBuf,
+    /// How often the controller service ended by itself.
+    serve_deaths: Arc<AtomicU32>,
 }
 
 impl Up {
@@ -215,10 +223,17 @@ impl Up {
 
         let children = Children { state, guard };
         let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("sally"));
-        let serve =
-            children.start("serve", &own, &["serve".into(), "--config".into(), serve_config.into()]).await?;
-        let mut up =
-            Up { broker, serve, launchers: Vec::new(), agents: Vec::new(), context, log: state.log() };
+        let serve_args = ["serve".into(), "--config".into(), serve_config.into()];
+        let (serve, serve_deaths) = children.start_counted("serve", &own, &serve_args).await?;
+        let mut up = Up {
+            broker,
+            serve,
+            launchers: Vec::new(),
+            agents: Vec::new(),
+            context,
+            log: state.log(),
+            serve_deaths,
+        };
         for (n, files) in files.iter().filter(|f| f.socket.is_some()).enumerate() {
             let started = children.start_agent(program, files, n, slots).await;
             match started {
@@ -252,6 +267,9 @@ impl Up {
                 Ok(names) => format!("no heartbeat from {}", names.join(", ")),
                 Err(error) => error.to_string(),
             };
+            if self.serve_deaths.load(Ordering::Relaxed) >= SERVE_DEATHS {
+                return Err(UpError::ServeFailed { said: last_words(&self.log.join("serve.log")) });
+            }
             if Instant::now() >= until {
                 return Err(UpError::NotReady { what: missing, log: self.log.clone() });
             }
@@ -326,6 +344,16 @@ impl Children<'_> {
         program: &Path,
         args: &[std::ffi::OsString],
     ) -> Result<Supervisor, UpError> {
+        Ok(self.start_counted(name, program, args).await?.0)
+    }
+
+    /// Starts a child; the number beside it is how often it has ended by itself.
+    async fn start_counted(
+        &self,
+        name: &str,
+        program: &Path,
+        args: &[std::ffi::OsString],
+    ) -> Result<(Supervisor, Arc<AtomicU32>), UpError> {
         let pid_file = self.state.run().join(format!("{name}.pid"));
         leftover::end(&pid_file, STOP_LIMIT).await.map_err(UpError::Leftover)?;
         let mut spec = ChildSpec::new(name, program);
@@ -336,7 +364,15 @@ impl Children<'_> {
         spec.guard.clone_from(&self.guard);
         spec.stop_limit = STOP_LIMIT;
         let told = name.to_owned();
-        Ok(Supervisor::start(spec, move |event| tell(&told, &event))?)
+        let deaths: Arc<AtomicU32> = Arc::default();
+        let counted = deaths.clone();
+        let supervisor = Supervisor::start(spec, move |event| {
+            if matches!(event, ChildEvent::Died { .. }) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            tell(&told, &event);
+        })?;
+        Ok((supervisor, deaths))
     }
 
     async fn start_agent(
@@ -363,6 +399,17 @@ impl Children<'_> {
                 Err(error)
             }
         }
+    }
+}
+
+/// The last line that a child wrote into its log, without the program's name.
+fn last_words(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    match line {
+        Some(line) => line.strip_prefix("sally: ").unwrap_or(line).to_owned(),
+        None => format!("it said nothing in {}", log.display()),
     }
 }
 
