@@ -99,7 +99,7 @@ fn a_bad_result_says_so() {
     run.result_error =
         Some(sally_common::wire::record::ResultError { offset: Some(3), message: "key twice\n".into() });
     run.message = Some("the result is invalid".into());
-    assert_eq!(answer(&run), "the result is invalid · result invalid: key twice\\n");
+    assert_eq!(answer(&run), "the result is invalid · result invalid at byte 3: key twice\\n");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::args::Format;
 use super::{CliError, duration, fold, out, table, text};
 
 /// A run's fields in the contract's order.
-pub(super) const RUN_COLUMNS: [&str; 31] = [
+pub(super) const RUN_COLUMNS: [&str; 32] = [
     "run",
     "agent",
     "zone",
@@ -42,6 +42,7 @@ pub(super) const RUN_COLUMNS: [&str; 31] = [
     "message",
     "usage",
     "sandbox",
+    "leftovers",
     "job",
 ];
 /// A job's fields.
