@@ -37,6 +37,8 @@ pub use watch::{Item, Watch};
 
 /// How long a call waits for its reply.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so long without a word the same request is said again.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -231,25 +233,33 @@ impl Client {
         let inner = &self.inner;
         let deadline = Instant::now() + timeout;
         let mut slot = inner.mailbox.slot();
-        let headers = envelope.headers();
-        let sent = inner.nats.publish_with_reply_and_headers(
-            inner.prefix.api(verb),
-            slot.subject().to_owned(),
-            headers,
-            envelope.body.into(),
-        );
-        match tokio::time::timeout_at(deadline, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(self.broker_gone(&error.to_string())),
-            Err(_) => return Err(self.broker_gone("the connection takes no message")),
-        }
+        let slot_subject = slot.subject().to_owned();
+        let (headers, body) = (envelope.headers(), Bytes::from(envelope.body));
+        let subject = inner.prefix.api(verb);
+        let send = async || {
+            let (to, reply) = (subject.clone(), slot_subject.clone());
+            let sent = inner.nats.publish_with_reply_and_headers(to, reply, headers.clone(), body.clone());
+            match tokio::time::timeout_at(deadline, sent).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(self.broker_gone(&error.to_string())),
+                Err(_) => Err(self.broker_gone("the connection takes no message")),
+            }
+        };
+        send().await?;
         let mut assembly = Assembly::default();
         let mut doubt: Option<String> = None;
         loop {
-            let message = match tokio::time::timeout_at(deadline, slot.next()).await {
+            let patience = deadline.min(Instant::now() + SILENCE);
+            let message = match tokio::time::timeout_at(patience, slot.next()).await {
                 Ok(Some(message)) => message,
                 Ok(None) => return Err(self.broker_gone("the connection was closed")),
-                Err(_) => return Err(self.no_answer(timeout, doubt)),
+                Err(_) if Instant::now() >= deadline => return Err(self.no_answer(timeout, doubt)),
+                // Lost with a broker or controller that died, perhaps. Saying the same twice does no harm: every
+                // request has one effect however often it arrives.
+                Err(_) => {
+                    send().await?;
+                    continue;
+                }
             };
             if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
                 return Err(self.no_controller(String::new()));
