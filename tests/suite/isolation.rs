@@ -27,8 +27,20 @@ fn start_waiting(up: &Up, agent: &str, profile: &str, mark: &str) -> Waiting {
     let seconds = format!("86400.{}{mark}", std::process::id());
     let args = ["exec", "-a", agent, "--profile", profile, "--detach", "-o", "json", "--", "sleep", &seconds];
     let job = up.sally(&args).expect(0).json()["job"]["id"].as_str().unwrap().to_owned();
-    let pid = eventually("the script is there", || outside::with_command(&["sleep", &seconds]));
+    let pid = eventually("the script waits", || {
+        outside::with_command(&["sleep", &seconds]).filter(|pid| is_asleep(*pid))
+    });
     Waiting { job, pid }
+}
+
+/// Whether a `sleep` sleeps. Before that its loader has files open that the sandbox did not give it.
+fn is_asleep(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/syscall")) {
+        // nanosleep and clock_nanosleep, on x86_64 and on aarch64.
+        Ok(call) => ["35 ", "230 ", "101 ", "115 "].iter().any(|number| call.starts_with(number)),
+        // Only who may trace a process may read this.
+        Err(_) => status(pid)["State"].starts_with('S'),
+    }
 }
 
 /// Cancels it and returns the run as it was recorded.
