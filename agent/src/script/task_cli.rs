@@ -467,7 +467,7 @@ mod tests {
         refused(&["artifact", "../a"], "below the work folder");
         refused(&["artifact"], "one PATH");
         refused(&["artifact", "a", "b"], "one PATH");
-        assert_eq!(below("/work/a/b", "/work/"), Some("a/b"));
+        assert_eq!(below("/box/a/b", "/box/"), Some("a/b"));
         assert_eq!(below("/workshop/a", "/work"), None);
         assert_eq!(below("a", ""), None);
     }
