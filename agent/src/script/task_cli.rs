@@ -39,7 +39,8 @@ set       adds members to the result object. Objects of several calls merge, lat
           FILE may be - for standard input. A dot in KEY is just a dot. KEY cannot begin with @.
 progress  says how far the script is; shown live, the last one stays with the run.
 log       adds a line with a level to the run.
-artifact  names a file of the work folder to keep. PATH is relative to the work folder, or below $HOME.
+artifact  lists a file in the result; the file itself is not collected yet. PATH is relative to the work
+          folder, or below $HOME.
 mask      takes VALUE out of the run's output from now on; - reads it from standard input, where other
           processes do not see it. At least 4 bytes; each line of a longer text is masked too.
 changed   says whether the script changed anything.
@@ -366,7 +367,10 @@ fn read_source(path: &str) -> Result<Vec<u8>, TaskError> {
     };
     read.map_err(|error| usage(format!("cannot read {path}: {error}")))?;
     if bytes.len() as u64 >= READ_BYTES {
-        return Err(usage(format!("{path} has more than {} bytes; keep it as an artifact", READ_BYTES - 1)));
+        return Err(usage(format!(
+            "{path} has more than {} bytes, too many for a result; print it instead",
+            READ_BYTES - 1
+        )));
     }
     Ok(bytes)
 }
