@@ -8,6 +8,7 @@ use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
 use super::profile::{Policy, Profile};
+use super::seccomp::Filters;
 use super::step::StepError;
 use super::sys::{self, Fork};
 use super::verify::NamespaceIds;
@@ -234,6 +235,7 @@ impl Launcher {
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
+            filters: Filters::new(profile).inspect_err(|error| tracing::error!("{error}")).ok(),
             broken: self.args.broken.clone(),
         }
     }

@@ -26,6 +26,7 @@ mod plan;
 mod profile;
 mod program;
 mod record;
+mod seccomp;
 mod stage;
 mod step;
 mod sys;
@@ -41,6 +42,7 @@ pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
 pub use profile::{Policy, Profile};
 pub use record::{ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use seccomp::table as system_calls;
 pub use step::StepError;
 pub use wire::{LauncherInfo, Mode};
 

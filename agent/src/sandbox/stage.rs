@@ -2,8 +2,9 @@
 //! did, waits for the agent's word, and becomes the script.
 //!
 //! The order is: files of the box (needs capabilities), descriptors, session, limits, then the things
-//! that cannot be taken back: capabilities (the bounding set went before the plan came), no new privileges. Landlock and seccomp will come after
-//! these, in that order, because landlock forbids mounts and seccomp all the rest.
+//! that cannot be taken back: no new privileges, landlock (it forbids mounts), the last system call filter (it
+//! forbids all that comes before it), capabilities (the bounding set went before the plan came). Capabilities
+//! go last so that each of these layers holds by itself, whichever of the others is missing.
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
@@ -11,6 +12,7 @@ use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
 use super::program;
+use super::seccomp::Filters;
 use super::step::{Step, StepError};
 use super::sys;
 use super::template;
@@ -98,11 +100,12 @@ impl Stage<'_> {
         umask(Mode::from_bits_truncate(0o077));
         chdir(&self.paths.work()).step("box", "entering the work folder")?;
         self.rlimits(&plan.limits)?;
-        self.capabilities()?;
         self.no_new_privs()?;
+        self.seccomp();
+        self.capabilities()?;
         prctl::set_dumpable(false).step("dumpable", "closing memory to others")?;
         self.environment();
-        for later in [Layer::Seccomp, Layer::Landlock, Layer::Cgroup] {
+        for later in [Layer::Landlock, Layer::Cgroup] {
             self.layers.insert(later, Hold::Absent);
         }
         let missing = missing(&self.layers, &plan.require);
@@ -227,6 +230,15 @@ impl Stage<'_> {
         let holds = prctl::get_no_new_privs() == Ok(true);
         self.layers.insert(Layer::NoNewPrivs, if holds { Hold::Enforced } else { Hold::Absent });
         Ok(())
+    }
+
+    /// Takes away what only keeper, init and stage may call. From here on nothing can be mounted.
+    fn seccomp(&mut self) {
+        let installed = self.setup.filters.as_ref().map(Filters::install_last);
+        if let Some(Err(errno)) = installed {
+            tracing::error!(error = %errno, "the last system call filter cannot be installed");
+        }
+        self.layers.insert(Layer::Seccomp, verify::seccomp());
     }
 
     /// The environment is what is passed to execve, so there is nothing to read back.

@@ -6,6 +6,7 @@ use super::layer::{Hold, Layer, Layers};
 use super::profile::Profile;
 use super::sys;
 use super::wire::Mode;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::stat;
@@ -124,4 +125,14 @@ pub(super) fn can_regain_capabilities() -> bool {
     let root = Uid::from_raw(0);
     let became_root = !geteuid().is_root() && setresuid(root, root, root).is_ok();
     became_root || sys::set_capabilities(u32::MAX).is_ok() || sys::set_capabilities(1).is_ok()
+}
+
+/// Asks the kernel whether a filter is there, and tries two calls that it must refuse: one of what it holds for
+/// keepers too, one of what it holds for scripts alone.
+pub(super) fn seccomp() -> Hold {
+    const BY_FILTER: i32 = 2;
+    if sys::filter_mode() != Ok(BY_FILTER) || sys::try_keyring() != Errno::EPERM {
+        return Hold::Absent;
+    }
+    if sys::try_mount() == Errno::EPERM { Hold::Enforced } else { Hold::Degraded }
 }
