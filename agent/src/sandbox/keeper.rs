@@ -3,6 +3,7 @@
 //! launcher while an attempt runs.
 #![forbid(unsafe_code)]
 
+use super::artifacts::NamedFiles;
 use super::attempt;
 use super::init::{self, Prepared};
 use super::layer::Layer;
@@ -53,6 +54,8 @@ pub(super) struct Setup {
     pub(super) keeper_mount: u64,
     /// The system call filters of the profile; `None` if they could not be made or installed.
     pub(super) filters: Option<Filters>,
+    /// Finds the files that a script named.
+    pub(super) named_files: NamedFiles,
     /// Layers left out on purpose, for tests.
     pub(super) broken: Vec<Layer>,
 }
