@@ -8,6 +8,7 @@
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
 //! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
+//! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
 //! - `sys`: system calls; the only `unsafe` code of the project.
 //!
@@ -21,6 +22,7 @@ mod client;
 mod folder;
 mod init;
 mod keeper;
+mod landlock;
 mod launcher;
 mod layer;
 mod paths;
