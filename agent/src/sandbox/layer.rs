@@ -38,7 +38,7 @@ pub enum Layer {
     Environment,
     /// A system call filter: an allow-list, with some calls limited by their arguments.
     Seccomp,
-    /// Landlock rules. Not built yet: reported as absent.
+    /// Landlock rules on files, TCP (`strict`), abstract sockets and signals. An older kernel knows less: `degraded`.
     Landlock,
     /// Control groups limit and count the whole tree: all three below. `degraded`: some of them.
     Cgroup,

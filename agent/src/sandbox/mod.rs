@@ -9,6 +9,7 @@
 //! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
 //! - `cgroup`, `cgroup_group`: control groups: where they are, and one slot's.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
+//! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
 //! - `sys`: system calls; the only `unsafe` code of the project.
 //!
@@ -24,6 +25,7 @@ mod client;
 mod folder;
 mod init;
 mod keeper;
+mod landlock;
 mod launcher;
 mod layer;
 mod paths;

@@ -1,13 +1,14 @@
 //! The stage: a prepared process that waits for a plan, carries it out layer by layer, checks what it
 //! did, waits for the agent's word, and becomes the script.
 //!
-//! The order is: files of the box (needs capabilities), descriptors, session, limits, then the things
-//! that cannot be taken back: no new privileges, landlock (it forbids mounts), the last system call filter (it
-//! forbids all that comes before it), capabilities (the bounding set went before the plan came). Capabilities
-//! go last so that each of these layers holds by itself, whichever of the others is missing.
+//! The order is: files of the box (needs capabilities), landlock (it forbids mounts and must know standard
+//! input), descriptors, session, limits, then the rest of what cannot be taken back: no new privileges, the last
+//! system call filter, capabilities (the bounding set went before the plan came). Capabilities go last so that
+//! each of these layers holds by itself, whichever of the others is missing.
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock::Rules;
 use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
@@ -56,6 +57,7 @@ pub(super) fn enter(
     keeper: &OwnedFd,
     folders: &[OwnedFd; 2],
     own_proc: bool,
+    landlock: Option<&Rules>,
 ) -> ! {
     let mut layers = verify::namespaces(setup, own_proc);
     let joined = setup.group.join();
@@ -72,7 +74,7 @@ pub(super) fn enter(
         .is_ok()
         && let Ok(Some((bytes, fds))) = wire::receive_bytes(keeper.as_fd(), MsgFlags::empty())
     {
-        let mut stage = Stage { setup, paths: BoxPaths::new(base), layers };
+        let mut stage = Stage { setup, paths: BoxPaths::new(base), landlock, layers };
         let (socket, word) = stage.carry_out(keeper.as_fd(), &bytes, fds);
         let _ = wire::send(socket.unwrap_or(keeper.as_fd()), &word, &[], MsgFlags::empty());
     }
@@ -82,6 +84,8 @@ pub(super) fn enter(
 struct Stage<'a> {
     setup: &'a Setup,
     paths: BoxPaths,
+    /// `None`: the kernel has none, or it was left out.
+    landlock: Option<&'a Rules>,
     layers: Layers,
 }
 
@@ -110,6 +114,7 @@ impl Stage<'_> {
         let plan = Plan::parse(bytes).map_err(|message| StepError::other("plan", message))?;
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
+        self.landlock(fds.inputs.stdin.as_ref());
         let (keeper, go) = self.descriptors(keeper, fds)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
@@ -121,7 +126,6 @@ impl Stage<'_> {
         self.capabilities()?;
         prctl::set_dumpable(false).step("dumpable", "closing memory to others")?;
         self.environment();
-        self.layers.insert(Layer::Landlock, Hold::Absent);
         let missing = missing(&self.layers, &plan.require);
         if !missing.is_empty() {
             let names: Vec<_> = missing.iter().map(|l| l.name()).collect();
@@ -257,6 +261,22 @@ impl Stage<'_> {
         let holds = prctl::get_no_new_privs() == Ok(true);
         self.layers.insert(Layer::NoNewPrivs, if holds { Hold::Enforced } else { Hold::Absent });
         Ok(())
+    }
+
+    /// Puts landlock's rules on: nothing can be mounted from here on.
+    fn landlock(&mut self, stdin: Option<&OwnedFd>) {
+        let Some(rules) = self.landlock else {
+            self.layers.insert(Layer::Landlock, Hold::Absent);
+            return;
+        };
+        if let Some(stdin) = stdin {
+            // A pipe has no rule and needs none.
+            let _ = rules.allow_reading(stdin);
+        }
+        if let Err(errno) = rules.put_on() {
+            tracing::error!(error = %errno, "landlock's rules cannot be put on");
+        }
+        self.layers.insert(Layer::Landlock, verify::landlock(rules));
     }
 
     /// Takes away what only keeper, init and stage may call. From here on nothing can be mounted.

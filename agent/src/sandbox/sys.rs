@@ -2,6 +2,7 @@
 //! file of the project with `unsafe` in it, and each use argues from the contract of its callee.
 #![expect(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
+use super::landlock::Handled;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
@@ -339,6 +340,76 @@ pub(super) fn join_new_session_keyring() -> nix::Result<()> {
             NO_NAME,
             NO_NAME,
         )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// The version of landlock's interface that the kernel offers. ENOSYS or EOPNOTSUPP: none.
+pub(super) fn landlock_abi() -> nix::Result<u32> {
+    const VERSION: c_long = 1;
+    const NONE: c_long = 0;
+    // SAFETY: with this flag the two others must be null and 0; nothing is read or written.
+    let rc = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, NONE, NONE, VERSION) };
+    Errno::result(rc).map(|abi| u32::try_from(abi).unwrap_or_default())
+}
+
+/// Makes a landlock ruleset that takes away what `handled` names, in the form that version `abi` reads.
+pub(super) fn landlock_ruleset(handled: Handled, abi: u32) -> nix::Result<OwnedFd> {
+    /// `struct landlock_ruleset_attr`, each field with the version it came with.
+    #[repr(C)]
+    struct Ruleset {
+        files: u64,
+        network: u64,
+        scopes: u64,
+    }
+    let ruleset = Ruleset { files: handled.files, network: handled.network, scopes: handled.scopes };
+    // An older kernel refuses a longer struct than it knows.
+    let fields = match abi {
+        0..=3 => 1,
+        4..=5 => 2,
+        _ => 3,
+    };
+    let size = fields * size_of::<u64>();
+    // SAFETY: `size` bytes of a live struct are read; it is never larger than the struct.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0 as c_long) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call has just made this descriptor (close-on-exec) and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Adds a rule: `rights` on the file or on all below the folder that `beneath` is.
+pub(super) fn landlock_allow(
+    ruleset: BorrowedFd<'_>,
+    beneath: BorrowedFd<'_>,
+    rights: u64,
+) -> nix::Result<()> {
+    /// `struct landlock_path_beneath_attr`.
+    #[repr(C, packed)]
+    struct Beneath {
+        rights: u64,
+        fd: i32,
+    }
+    const PATH_BENEATH: c_long = 1;
+    let rule = Beneath { rights, fd: beneath.as_raw_fd() };
+    // SAFETY: the kernel reads a live struct of the layout that this rule type has, and keeps no descriptor.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            c_long::from(ruleset.as_raw_fd()),
+            PATH_BENEATH,
+            &raw const rule,
+            0 as c_long,
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// Puts a ruleset on the calling thread. Needs `no_new_privs`, or CAP_SYS_ADMIN in the user namespace.
+pub(super) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: two integers.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_landlock_restrict_self, c_long::from(ruleset.as_raw_fd()), 0 as c_long)
     };
     Errno::result(rc).map(drop)
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock::{Rules, WHOLE_ABI};
 use super::layer::{Hold, Layer, Layers};
 use super::profile::Profile;
 use super::sys;
@@ -9,9 +10,10 @@ use super::wire::Mode;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::stat;
+use nix::sys::signal::kill;
+use nix::sys::stat::{Mode as FileMode, mkdirat, stat};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Uid, geteuid, getpid, setresuid};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, getpid, getppid, setresuid, unlinkat};
 use std::fs;
 
 /// The namespaces of a process, by the numbers that `/proc/PID/ns` shows. 0 is "could not be read".
@@ -135,4 +137,18 @@ pub(super) fn seccomp() -> Hold {
         return Hold::Absent;
     }
     if sys::try_mount() == Errno::EPERM { Hold::Enforced } else { Hold::Degraded }
+}
+
+/// Tries what landlock alone refuses: to make a folder in a writable file system that no rule opens, and to reach
+/// init, which has the same uid, with a signal. `degraded`: the kernel's version knows less than this program.
+pub(super) fn landlock(rules: &Rules) -> Hold {
+    let made = mkdirat(&rules.closed, "probe", FileMode::empty());
+    if made.is_ok() {
+        let _ = unlinkat(&rules.closed, "probe", UnlinkatFlags::RemoveDir);
+    }
+    if made != Err(Errno::EACCES) {
+        return Hold::Absent;
+    }
+    let scoped = rules.abi >= WHOLE_ABI && kill(getppid(), None) == Err(Errno::EPERM);
+    if scoped { Hold::Enforced } else { Hold::Degraded }
 }
