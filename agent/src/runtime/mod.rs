@@ -618,10 +618,11 @@ impl Agent {
         self.more = false;
         let nonce = Nonce::generate();
         self.asked = Some((nonce, Instant::now()));
+        let held_is_all = self.memory.held().count() <= HELD_NAMED;
         let held = self.memory.held().take(HELD_NAMED);
         let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
         let credit = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
-        let question = Question::Work { credit, boot: !self.open, held };
+        let question = Question::Work { credit, boot: !self.open, held, instance: None, held_is_all };
         let ask = Ask { v: VERSION, from: self.shared.from(), nonce, question };
         self.shared.report(Channel::Ask, Kind::Ask, &ask).await;
     }
@@ -641,7 +642,11 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             slots: Slots { used, total: u32::from(slots) },
             running: running.map(|(r, k)| RunAttempt { run: r.clone(), attempt: k.attempt }).collect(),
-            spool: SpoolStatus { results: of_phase(Phase::Finished).count() as u64, bytes: 0 },
+            spool: SpoolStatus {
+                results: of_phase(Phase::Finished).count() as u64,
+                bytes: 0,
+                oldest_ms: None,
+            },
             labels: shared.config.labels.clone(),
             host: heartbeat::host_facts(shared),
             refused: self.refused.clone(),
@@ -649,6 +654,11 @@ impl Agent {
             sandbox: heartbeat::ability(shared),
             last_error: self.last_error.clone(),
             goodbye: goodbye.map(str::to_owned),
+            instance: None,
+            probe: None,
+            curve_key: None,
+            deferring: None,
+            journal_bytes: None,
         };
         shared.report(Channel::Heartbeat, Kind::Heartbeat, &heartbeat).await;
     }

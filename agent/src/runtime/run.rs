@@ -280,7 +280,7 @@ impl Run {
     async fn give_back(&self, message: &str) {
         tracing::warn!(run = %self.note.run, message, "gave a run back");
         self.forget().await;
-        self.news(News::Deferred { reason: Refusal::NoRoom }).await;
+        self.news(News::Deferred { reason: Refusal::GivenBack, message: Some(message.to_owned()) }).await;
         self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt)).await;
     }
 
