@@ -268,7 +268,7 @@ impl Agent {
                 Some(note) => {
                     taken.insert((note.run.clone(), note.attempt));
                     // What the last process wrote before it died is there, unless the host died too.
-                    if note.boot == boot && !dir.join(run::RELEASED).exists() {
+                    if note.boot == boot && !run::is_released(&dir) {
                         self.return_unstarted(note);
                     } else {
                         self.adopt(&dir, note);

@@ -430,7 +430,7 @@ impl Run {
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
         // Whoever finds the folder without this knows that the word was never said.
-        std::fs::write(dir.join(RELEASED), b"").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
@@ -952,8 +952,16 @@ pub const NOTE_FILE: &str = "run.json";
 /// A structured result that is too large for its message.
 const RESULT_JSON: &str = "result.json";
 
-/// There once the program was about to be let go.
-pub const RELEASED: &str = "released";
+/// Not empty once the program was about to be let go. A folder that is used again has it from before, emptied.
+const RELEASED: &str = "released";
+
+/// The files that every attempt leaves beside those of its keeper.
+pub const OWN_FILES: [&str; 2] = [NOTE_FILE, RELEASED];
+
+/// Whether the program of this folder may have been let go.
+pub fn is_released(dir: &std::path::Path) -> bool {
+    std::fs::metadata(dir.join(RELEASED)).is_ok_and(|file| file.len() > 0)
+}
 
 /// Reads the note of a run folder.
 pub fn read_note(dir: &std::path::Path) -> Option<Note> {

@@ -151,7 +151,7 @@ impl Shared {
         {
             spares.count += 1;
             let spare = self.config.state_dir.join("spare").join(spares.count.to_string());
-            if folder.empty(&spare, &[super::run::NOTE_FILE]).is_ok() {
+            if folder.empty(&spare, &super::run::OWN_FILES).is_ok() {
                 return spares.ready.push(spare);
             }
         }
