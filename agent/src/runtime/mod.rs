@@ -336,7 +336,10 @@ impl Agent {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Dispatch { dispatch, order } => self.dispatch(*dispatch, order).await,
+            Command::Dispatch { dispatch, order } => {
+                sally_common::fail::point("agent.dispatch.received");
+                self.dispatch(*dispatch, order).await;
+            }
             // The controller meant it and the order is not what it should be: it never will be.
             Command::BadOrder(dispatch, reason) => {
                 self.count(reason, &format!("the order of run {}", dispatch.run));
@@ -485,6 +488,7 @@ impl Agent {
         let known =
             Known { attempt, phase: Phase::Closed, closed: Some(reason), order_digest: None, expires_ms };
         self.memory.note(run.clone(), known);
+        sally_common::fail::point("agent.close.before-journal");
         let written = self.shared.journal().closed(run, attempt, expires_ms, reason);
         if written.wait().await.is_err() {
             self.shared.count_loss("journal-write");
@@ -622,6 +626,7 @@ impl Agent {
         let held = self.memory.held().take(HELD_NAMED);
         let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
         let credit = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
+        sally_common::fail::point("agent.ask.before");
         let question = Question::Work { credit, boot: !self.open, held, instance: None, held_is_all };
         let ask = Ask { v: VERSION, from: self.shared.from(), nonce, question };
         self.shared.report(Channel::Ask, Kind::Ask, &ask).await;

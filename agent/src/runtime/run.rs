@@ -410,6 +410,7 @@ impl Run {
             .map_err(|error| error.to_string());
         let (events, folder, handover) = made.map_err(Stop::GivenBack)?;
 
+        sally_common::fail::point("agent.mark.before");
         // Side by side: the keeper builds, the disk syncs. The program waits for both. The folder stands before
         // the mark does: a mark without a folder reads as a program that may have run.
         let (run, digest) = (&self.note.run, self.note.order_digest);
@@ -420,6 +421,7 @@ impl Run {
             // Dropping the word keeps the program from starting; the mark may or may not be on disk.
             return Err(Stop::GivenBack(error.to_string()));
         }
+        sally_common::fail::point("agent.mark.after");
         let go = match started {
             Ok(started) => started.go,
             Err(error) if may_pass(&error) => return Err(Stop::ForNow(error)),
@@ -431,9 +433,11 @@ impl Run {
         }
         // Whoever finds the folder without this knows that the word was never said.
         std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        sally_common::fail::point("agent.go.before");
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
+        sally_common::fail::point("agent.go.after");
         Ok(Live {
             stdout: Outgoing::new("stdout", folder.stdout_path()),
             stderr: Outgoing::new("stderr", folder.stderr_path()),
@@ -695,6 +699,7 @@ impl Run {
 
     /// Makes the result's body from what is in the run folder.
     fn conclude(&self, live: &mut Live, ended: Event) -> Vec<u8> {
+        sally_common::fail::point("agent.exit.seen");
         let record = live.folder.exit_record().ok().flatten().filter(|_| ended == Event::Exited);
         let counts = |f: fn(&ExitRecord) -> u64| record.as_ref().map_or(0, f);
         let dropped = (counts(|r| r.stdout.dropped), counts(|r| r.stderr.dropped));
@@ -811,6 +816,7 @@ impl Run {
     /// Puts the result into the spool and delivers it. The first publication does not wait for the disk: a
     /// result that is known early does no harm, and after a crash the run folder still has everything.
     async fn owe(&mut self, body: Vec<u8>, streams: Vec<Outgoing>) {
+        sally_common::fail::point("agent.spool.before");
         let streams = self.streams_of(&body, streams);
         let written = self.shared.journal().finished(
             &self.note.run,
@@ -832,6 +838,7 @@ impl Run {
         } else {
             spool.await;
         }
+        sally_common::fail::point("agent.spool.after");
         self.tell(Milestone::Finished(self.note.run.clone(), self.note.attempt)).await;
         self.deliver(body, streams).await;
     }
@@ -876,8 +883,10 @@ impl Run {
     }
 
     async fn send_result(&self, body: &[u8]) {
+        sally_common::fail::point("agent.result.before-publish");
         let envelope = wire::Envelope::seal_bytes(Kind::Result, &self.shared.config.key, body.to_vec());
         self.shared.publish(Channel::Result, envelope).await;
+        sally_common::fail::point("agent.result.after-publish");
     }
 
     /// Sends streams, then the result, again and again until the controller's receipt.
@@ -923,14 +932,17 @@ impl Run {
                 }
             }
         }
+        sally_common::fail::point("agent.receipt.before-journal");
         let done = self.shared.journal().receipted(&self.note.run, self.note.attempt, self.note.expires_ms);
         // The receipt is remembered before the folder goes; if the note is lost, the controller receipts again.
         let _ = done.wait().await;
+        sally_common::fail::point("agent.receipt.after-journal");
         if self.reusable {
             self.shared.put_aside(&self.dir());
         } else {
             remove_dir(&self.dir());
         }
+        sally_common::fail::point("agent.receipt.after-folder");
         self.tell(Milestone::Receipted(self.note.run.clone(), self.note.attempt)).await;
     }
 
