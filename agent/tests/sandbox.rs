@@ -309,7 +309,7 @@ fn scripts_get_arguments_parameters_and_an_exact_environment() {
         let inputs = RunInputs {
             script: Some(Script::Bytes(text.into_bytes())),
             params: b"{\"k\":1}".to_vec(),
-            stdin: None,
+            ..RunInputs::default()
         };
         let ended = host.run(&plan, inputs).await;
         let work = paths.work();
@@ -958,5 +958,103 @@ fn a_launcher_can_end_with_its_parent() {
         assert_eq!(record.outcome, Outcome::Cancelled { code: None, signal: Some(9) });
         let launcher = host.launcher.info().pid;
         eventually("the launcher is gone", || !alive(launcher)).await;
+    });
+}
+
+#[test]
+fn secrets_are_files_that_only_the_script_reads_and_nothing_remains_of_them() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let folder = host.launcher.box_paths(Profile::Strict).secrets();
+        let folder = folder.display();
+        let value = format!("hunter-{}", std::process::id());
+        let secrets = vec![("db.pass".into(), value.clone().into_bytes()), ("key".into(), vec![0, 10, 255])];
+        let text = format!(
+            "cd {folder}; stat -c '%n %a %u %s' *; cat db.pass; echo; stat -f -c %T .; \
+             (echo x > new) 2>/dev/null || echo sealed; (echo x > key) 2>/dev/null || echo locked; cat >&2"
+        );
+        let mut running =
+            host.begin(0, &plan(&text), RunInputs { secrets, ..RunInputs::default() }).await.unwrap();
+        let plan_seen = fs::read(format!("/proc/{}/cmdline", running.init)).unwrap_or_default();
+        running.release();
+        let ended = running.end().await;
+        let uid = host.uid(0);
+        let expected =
+            format!("db.pass 400 {uid} {}\nkey 400 {uid} 3\n{value}\nramfs\nsealed\nlocked\n", value.len());
+        assert_eq!(ended.ok(), expected, "{}", ended.stderr);
+        assert!(!String::from_utf8_lossy(&plan_seen).contains("hunter"));
+        // The next attempt in the slot has an empty folder, and the record says nothing.
+        assert_eq!(host.sh(&format!("ls -A {folder}")).await.ok(), "");
+        assert!(!String::from_utf8(ended.record.to_line()).unwrap().contains("hunter"));
+    });
+}
+
+#[test]
+fn secrets_that_cannot_be_files_are_refused_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["../x", ".x", "", "a/b"] {
+        let secrets = vec![(name.to_owned(), b"hunter2".to_vec())];
+        let inputs = RunInputs { secrets, ..RunInputs::default() };
+        block_on(async {
+            let refused = RunFolder::create(&dir.path().join(format!("run-{}", name.len())), inputs);
+            let message = refused.err().unwrap().to_string();
+            assert!(message.contains("no name for a secret") && !message.contains("hunter2"), "{message}");
+        });
+    }
+}
+
+#[test]
+fn files_that_the_script_names_are_kept_and_nothing_else_is() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let text = r#"mkdir out; echo report > out/a.txt; head -c 100000 /dev/zero > big; : > empty
+            ln -s /etc/passwd link; mkfifo fifo; echo no > unnamed; chmod 0 out/a.txt
+            echo '{"@artifact":{"path":"out/a.txt","name":"report"}} {"@artifact":"big"}{"n":1}' >&3
+            echo '{"@artifact":"link"} {"@artifact":"fifo"} {"\u0040artifact":"gone"}' >&3
+            echo '{"@artifact":"empty"}' > $SALLY_RESULT_FILE"#;
+        let mut plan = plan(text);
+        let door = host.launcher.box_paths(Profile::Strict).result_file();
+        plan.env.push(("SALLY_RESULT_FILE".into(), door.to_string_lossy().into_owned()));
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        let folder = running.folder.clone();
+        running.release();
+        let ended = running.end().await;
+        assert_eq!(ended.ok(), "", "{}", ended.stderr);
+        let index = folder.unpack_artifacts().unwrap();
+        assert_eq!(index, ended.record.artifacts);
+        let said: Vec<_> = index.iter().map(|a| (a.path.as_str(), a.bytes, a.error.is_none())).collect();
+        let expected = [
+            ("out/a.txt", 7, true),
+            ("big", 100_000, true),
+            ("link", 0, false),
+            ("fifo", 0, false),
+            ("gone", 0, false),
+            ("empty", 0, true),
+        ];
+        assert_eq!(said, expected, "{index:?}");
+        assert_eq!(index[0].name, "report");
+        assert_eq!(fs::read(folder.artifact_path(0)).unwrap(), b"report\n");
+        assert_eq!(fs::read(folder.artifact_path(1)).unwrap(), vec![0; 100_000]);
+        assert_eq!(fs::read(folder.artifact_path(5)).unwrap(), b"");
+        assert!(!folder.artifact_path(2).exists());
+        // Another agent process finds the same, and a torn copy is made again.
+        fs::write(folder.artifact_path(0), "rep").unwrap();
+        assert_eq!(RunFolder::open(folder.path()).unwrap().unpack_artifacts().unwrap(), index);
+        assert_eq!(fs::read(folder.artifact_path(0)).unwrap(), b"report\n");
+    });
+}
+
+#[test]
+fn files_beyond_the_limit_are_not_cut_but_left_out() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan =
+            plan(r#"for n in 1 2 3; do head -c 600 /dev/zero > $n; echo "{\"@artifact\":\"$n\"}" >&3; done"#);
+        plan.limits.artifact_bytes = 1000;
+        plan.limits.artifact_files = 2;
+        let record = host.run(&plan, RunInputs::default()).await.record;
+        let said: Vec<_> = record.artifacts.iter().map(|a| (a.bytes, a.error.is_some())).collect();
+        assert_eq!(said, [(600, false), (0, true)]);
+        assert!(record.artifacts[1].error.as_ref().unwrap().contains("artifact_bytes"));
     });
 }

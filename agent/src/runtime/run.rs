@@ -463,7 +463,7 @@ impl Run {
             Some(bytes) => Some(memory_file(bytes)?),
         };
         let script = inputs.script.clone().map(Script::Bytes);
-        let inputs = RunInputs { script, params: inputs.params.clone(), stdin };
+        let inputs = RunInputs { script, params: inputs.params.clone(), secrets: Vec::new(), stdin };
         let (folder, handover) = match self.shared.take_spare() {
             Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
             None => RunFolder::create(dir, inputs)?,

@@ -3,6 +3,7 @@
 //! launcher while an attempt runs.
 #![forbid(unsafe_code)]
 
+use super::artifacts::NamedFiles;
 use super::attempt;
 use super::init::{self, Prepared};
 use super::layer::Layer;
@@ -50,6 +51,8 @@ pub(super) struct Setup {
     pub(super) host_root_device: u64,
     /// The keeper's own mount namespace, once it has one.
     pub(super) keeper_mount: u64,
+    /// Finds the files that a script named.
+    pub(super) named_files: NamedFiles,
     /// Layers left out on purpose, for tests.
     pub(super) broken: Vec<Layer>,
 }

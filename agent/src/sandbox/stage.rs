@@ -11,6 +11,7 @@ use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
 use super::program;
+use super::secrets;
 use super::step::{Step, StepError};
 use super::sys;
 use super::template;
@@ -44,14 +45,21 @@ struct StageFds {
 }
 
 /// The life of a stage, from fork to execve. `own_proc` says whether `/proc` is the attempt's own.
-pub(super) fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, out: &OwnedFd, own_proc: bool) -> ! {
+pub(super) fn enter(
+    setup: &Setup,
+    base: &Path,
+    keeper: &OwnedFd,
+    folders: &[OwnedFd; 2],
+    own_proc: bool,
+) -> ! {
     let layers = verify::namespaces(setup, own_proc);
     if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
         tracing::error!("the bounding set could not be dropped");
     }
     let prepared = Word::Prepared(layers.clone());
-    if wire::send(keeper.as_fd(), &prepared, &[out.as_fd()], MsgFlags::empty()).is_ok()
+    if wire::send(keeper.as_fd(), &prepared, &[folders[0].as_fd(), folders[1].as_fd()], MsgFlags::empty())
+        .is_ok()
         && let Ok(Some((bytes, fds))) = wire::receive_bytes(keeper.as_fd(), MsgFlags::empty())
     {
         let mut stage = Stage { setup, paths: BoxPaths::new(base), layers };
@@ -140,7 +148,8 @@ impl Stage<'_> {
             copy_in(fds.inputs.script.as_fd(), &self.paths.script(), 0o500, &mut room)?;
         }
         copy_in(fds.inputs.params.as_fd(), &self.paths.params(), 0o600, &mut room)?;
-        template::seal_inputs(self.paths.base())
+        secrets::fill(fds.inputs.secrets.as_fd(), &self.paths.secrets())?;
+        template::seal(&self.paths.base().join("in"))
     }
 
     /// Puts 0 to 3 in place and the two own ones behind them, close-on-exec; closes all others.
@@ -171,7 +180,7 @@ impl Stage<'_> {
         };
         // Owners of what is closed now must never run their destructors.
         std::mem::forget((sources, stdin, fds.stdout, fds.stderr, fds.result));
-        std::mem::forget((fds.inputs.go, fds.inputs.script, fds.inputs.params));
+        std::mem::forget((fds.inputs.go, fds.inputs.script, fds.inputs.params, fds.inputs.secrets));
         if !self.setup.broken(Layer::ClosedDescriptors) {
             sys::close_range(6, i32::MAX).step(STEP, "closing the others")?;
         } else if let Ok(leak) = open("/", OFlag::O_RDONLY, Mode::empty()) {
