@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock;
 use super::layer::{Layer, Layers};
 use super::plan::Limits;
 use super::profile::Profile;
@@ -110,21 +111,30 @@ fn build(
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
     let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
-    let (folders, own_proc) =
+    let attempt =
         template::add_attempt(setup.profile, private_root, base, defaults.work_bytes, defaults.work_files)?;
+    // Taken whole, so that nothing of it is dropped after its descriptor was closed below.
+    let template::Attempt { results, covered, own_proc } = attempt;
+    let landlock = match setup.broken(Layer::Landlock) {
+        false => landlock::prepare(setup.profile, private_root, base, covered)?,
+        true => {
+            drop(covered);
+            None
+        }
+    };
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().step("init", "blocking SIGCHLD")?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&mask, flags).step("init", "signal descriptor")?;
     let main = match sys::fork().step("init", "forking the stage")? {
-        Fork::Child => stage::enter(setup, base, stage_end, &folders, own_proc),
+        Fork::Child => stage::enter(setup, base, stage_end, &results, own_proc, landlock.as_ref()),
         Fork::Parent(main) => main,
     };
     // From here init holds no pipe of the script and no way to the keeper but its own socket.
     close_all_but(&[keeper.as_raw_fd(), signals.as_fd().as_raw_fd(), lock])
         .step("init", "closing descriptors")?;
-    std::mem::forget(folders);
+    std::mem::forget((results, landlock));
     sys::drop_bounding_set().step("init", "dropping the bounding set")?;
     sys::set_capabilities(0).step("init", "dropping capabilities")?;
     prctl::set_no_new_privs().step("init", "no new privileges")?;

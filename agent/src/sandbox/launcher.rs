@@ -9,6 +9,7 @@ use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
 use super::profile::{Policy, Profile};
+use super::seccomp::Filters;
 use super::step::StepError;
 use super::sys::{self, Fork};
 use super::verify::NamespaceIds;
@@ -239,6 +240,7 @@ impl Launcher {
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
+            filters: Filters::new(profile).inspect_err(|error| tracing::error!("{error}")).ok(),
             named_files: self.named_files,
             broken: self.args.broken.clone(),
         }

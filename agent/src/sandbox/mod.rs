@@ -8,6 +8,7 @@
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
 //! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
+//! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
 //! - `sys`: system calls; the only `unsafe` code of the project.
 //!
@@ -21,6 +22,7 @@ mod client;
 mod folder;
 mod init;
 mod keeper;
+mod landlock;
 mod launcher;
 mod layer;
 mod paths;
@@ -28,6 +30,7 @@ mod plan;
 mod profile;
 mod program;
 mod record;
+mod seccomp;
 mod secrets;
 mod stage;
 mod step;
@@ -45,6 +48,7 @@ pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
 pub use profile::{Policy, Profile};
 pub use record::{Collected, ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use seccomp::table as system_calls;
 pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};
 pub use step::StepError;
 pub use wire::{LauncherInfo, Mode};

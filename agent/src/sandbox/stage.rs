@@ -1,16 +1,19 @@
 //! The stage: a prepared process that waits for a plan, carries it out layer by layer, checks what it
 //! did, waits for the agent's word, and becomes the script.
 //!
-//! The order is: files of the box (needs capabilities), descriptors, session, limits, then the things
-//! that cannot be taken back: capabilities (the bounding set went before the plan came), no new privileges. Landlock and seccomp will come after
-//! these, in that order, because landlock forbids mounts and seccomp all the rest.
+//! The order is: files of the box (needs capabilities), landlock (it forbids mounts and must know standard
+//! input), descriptors, session, limits, then the rest of what cannot be taken back: no new privileges, the last
+//! system call filter, capabilities (the bounding set went before the plan came). Capabilities go last so that
+//! each of these layers holds by itself, whichever of the others is missing.
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock::Rules;
 use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
 use super::program;
+use super::seccomp::Filters;
 use super::secrets;
 use super::step::{Step, StepError};
 use super::sys;
@@ -51,6 +54,7 @@ pub(super) fn enter(
     keeper: &OwnedFd,
     folders: &[OwnedFd; 2],
     own_proc: bool,
+    landlock: Option<&Rules>,
 ) -> ! {
     let layers = verify::namespaces(setup, own_proc);
     if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
@@ -62,7 +66,7 @@ pub(super) fn enter(
         .is_ok()
         && let Ok(Some((bytes, fds))) = wire::receive_bytes(keeper.as_fd(), MsgFlags::empty())
     {
-        let mut stage = Stage { setup, paths: BoxPaths::new(base), layers };
+        let mut stage = Stage { setup, paths: BoxPaths::new(base), landlock, layers };
         let (socket, word) = stage.carry_out(keeper.as_fd(), &bytes, fds);
         let _ = wire::send(socket.unwrap_or(keeper.as_fd()), &word, &[], MsgFlags::empty());
     }
@@ -72,6 +76,8 @@ pub(super) fn enter(
 struct Stage<'a> {
     setup: &'a Setup,
     paths: BoxPaths,
+    /// `None`: the kernel has none, or it was left out.
+    landlock: Option<&'a Rules>,
     layers: Layers,
 }
 
@@ -100,19 +106,19 @@ impl Stage<'_> {
         let plan = Plan::parse(bytes).map_err(|message| StepError::other("plan", message))?;
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
+        self.landlock(fds.inputs.stdin.as_ref());
         let (keeper, go) = self.descriptors(keeper, fds)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
         umask(Mode::from_bits_truncate(0o077));
         chdir(&self.paths.work()).step("box", "entering the work folder")?;
         self.rlimits(&plan.limits)?;
-        self.capabilities()?;
         self.no_new_privs()?;
+        self.seccomp();
+        self.capabilities()?;
         prctl::set_dumpable(false).step("dumpable", "closing memory to others")?;
         self.environment();
-        for later in [Layer::Seccomp, Layer::Landlock, Layer::Cgroup] {
-            self.layers.insert(later, Hold::Absent);
-        }
+        self.layers.insert(Layer::Cgroup, Hold::Absent);
         let missing = missing(&self.layers, &plan.require);
         if !missing.is_empty() {
             let names: Vec<_> = missing.iter().map(|l| l.name()).collect();
@@ -236,6 +242,31 @@ impl Stage<'_> {
         let holds = prctl::get_no_new_privs() == Ok(true);
         self.layers.insert(Layer::NoNewPrivs, if holds { Hold::Enforced } else { Hold::Absent });
         Ok(())
+    }
+
+    /// Puts landlock's rules on: nothing can be mounted from here on.
+    fn landlock(&mut self, stdin: Option<&OwnedFd>) {
+        let Some(rules) = self.landlock else {
+            self.layers.insert(Layer::Landlock, Hold::Absent);
+            return;
+        };
+        if let Some(stdin) = stdin {
+            // A pipe has no rule and needs none.
+            let _ = rules.allow_reading(stdin);
+        }
+        if let Err(errno) = rules.put_on() {
+            tracing::error!(error = %errno, "landlock's rules cannot be put on");
+        }
+        self.layers.insert(Layer::Landlock, verify::landlock(rules));
+    }
+
+    /// Takes away what only keeper, init and stage may call. From here on nothing can be mounted.
+    fn seccomp(&mut self) {
+        let installed = self.setup.filters.as_ref().map(Filters::install_last);
+        if let Some(Err(errno)) = installed {
+            tracing::error!(error = %errno, "the last system call filter cannot be installed");
+        }
+        self.layers.insert(Layer::Seccomp, verify::seccomp());
     }
 
     /// The environment is what is passed to execve, so there is nothing to read back.
