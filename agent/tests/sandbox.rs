@@ -473,7 +473,7 @@ fn a_layer_left_out_shows_in_the_report() {
                 (Layer::Cgroup, _) | (Layer::Uid, _) => continue,
                 // Without it an ordinary user has no other either.
                 (Layer::User, Mode::User) => continue,
-                (Layer::Mount | Layer::Root, _) => Hold::Degraded,
+                (Layer::Mount, _) => Hold::Degraded,
                 _ => Hold::Absent,
             };
             let host = Host::start(mode, &["--break", layer.name()]).await;
