@@ -223,7 +223,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         ],
         unseen: "",
     },
-    by_filter("tracing_a_process", "ptrace", &["ptrace"]),
+    by_filter("tracing_a_process", "`ptrace`", &["ptrace"]),
     by_filter("reading_memory_of_a_process", "read another process's memory", &["read_memory"]),
     by_filter(
         "taking_a_descriptor_of_a_process",
@@ -252,7 +252,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
     by_filter_or_capabilities("a_packet_socket", "packet socket", &["socket", "17", "3", "0"]),
     by_filter_or_capabilities("an_xdp_socket", "XDP socket", &["socket", "44", "3", "0"]),
     by_filter("a_vsock_socket", "socket to the hypervisor (`AF_VSOCK`)", &["socket", "40", "1", "0"]),
-    by_filter("a_crypto_socket", "socket to the kernel's crypto (`AF_ALG`)", &["socket", "38", "5", "0"]),
+    Attack {
+        unseen: "kernels without `AF_ALG`",
+        ..by_filter("a_crypto_socket", "socket to the kernel's crypto (`AF_ALG`)", &["socket", "38", "5", "0"])
+    },
     by_filter("a_firewall_socket", "netlink socket to the firewall", &["socket", "16", "3", "12"]),
     Attack {
         test: "a_netlink_socket",
@@ -312,23 +315,23 @@ pub(crate) const ATTACKS: &[Attack] = &[
         holds: &[(None, STRICT, &[Net]), (None, STRICT, &[Landlock])],
         unseen: "",
     },
-    by_filter("bpf", "bpf", &["bpf"]),
-    by_filter("performance_counters", "perf events", &["perf"]),
-    by_filter("userfaultfd", "userfaultfd", &["userfaultfd"]),
-    by_filter("io_uring", "io_uring", &["io_uring"]),
-    by_filter("secret_memory", "memfd_secret", &["memfd_secret"]),
+    by_filter("bpf", "reach the code of `bpf`", &["bpf"]),
+    by_filter("performance_counters", "reach the code of perf events", &["perf"]),
+    by_filter("userfaultfd", "`userfaultfd`", &["userfaultfd"]),
+    by_filter("io_uring", "`io_uring`", &["io_uring"]),
+    by_filter("secret_memory", "`memfd_secret`", &["memfd_secret"]),
     by_filter("the_kernels_keys", "the kernel's keyrings", &["keys"]),
     by_filter("a_personality", "`personality(READ_IMPLIES_EXEC)`", &["personality"]),
-    by_filter("the_system_calls_of_i386", "system calls by another table (`int 0x80`)", &["foreign_table"]),
+    by_filter("the_system_calls_of_i386", "call by another architecture's table (`int 0x80`)", &["foreign_table"]),
     by_filter(
         "settings_of_the_host",
-        "modules, kexec, reboot, swap, clock, domain name, quotas, accounting, kernel log, open by handle",
+        "reach the code of modules, kexec, reboot, swap, clock, domain name, quotas, accounting, kernel log, open by handle",
         &["host_settings"],
     ),
     by_filter_or_capabilities("the_host_name", "set the host name", &["hostname"]),
     by_filter("typing_into_a_terminal", "type into the terminal (`TIOCSTI`)", &["terminal"]),
     by_filter("typing_into_a_terminal_by_high_bits", "the same with high bits set", &["terminal", "high"]),
-    by_filter("pasting_into_a_console", "paste into a console (`TIOCLINUX`)", &["console"]),
+    by_filter("pasting_into_a_console", "reach the code that pastes into a console (`TIOCLINUX`)", &["console"]),
 ];
 
 pub(crate) const ELSEWHERE: &[Elsewhere] = &[
