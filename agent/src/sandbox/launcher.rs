@@ -430,6 +430,7 @@ impl Launcher {
         }
         let (id, _, _) = slot.waiting.remove(0);
         let given = wire::pair().and_then(|(client, end)| {
+            sally_common::fail::point("launcher.client.before");
             wire::send(handle.socket.as_fd(), &Order::Client, &[end.as_fd()], MsgFlags::MSG_DONTWAIT)?;
             Ok(client)
         });
