@@ -397,6 +397,13 @@ fn the_report_agrees_with_what_is_seen_from_outside() {
             running.release();
             running.said("up").await;
             let seen = seen_from_outside(running.script_pid());
+            // Each limit holds exactly where the script is in another group than the launcher.
+            let parts =
+                [(Layer::CgroupMemory, "memory"), (Layer::CgroupPids, "pids"), (Layer::CgroupCpu, "cpu")];
+            let own_groups = parts.map(|(layer, controller)| {
+                let group = host::group_of(running.script_pid(), controller);
+                (layer, group != host::group_of(host.child.id() as i32, controller))
+            });
             running.folder.kill().unwrap();
             let record = running.end().await.record;
             let shared = profile != Profile::Strict;
@@ -414,7 +421,9 @@ fn the_report_agrees_with_what_is_seen_from_outside() {
             ] {
                 assert_eq!(record.layers[&layer], Hold::Enforced, "{profile} {layer}");
             }
-            assert_eq!(record.layers[&Layer::Cgroup], Hold::Absent);
+            for (layer, own) in own_groups {
+                assert_eq!(record.layers[&layer] == Hold::Enforced, own, "{layer}");
+            }
             assert_eq!(record.layers[&Layer::Seccomp], Hold::Enforced);
             // Of 6.12 and later; what it does is in the attack tests.
             assert_eq!(record.layers[&Layer::Landlock], Hold::Enforced);
@@ -470,7 +479,8 @@ fn a_layer_left_out_shows_in_the_report() {
         let whole = Host::start(mode, &[]).await.sh("true").await.record.layers;
         for layer in Layer::ALL {
             let expected = match (layer, mode) {
-                (Layer::Cgroup, _) | (Layer::Uid, _) => continue,
+                (Layer::Uid, _) => continue,
+                (Layer::CgroupMemory | Layer::CgroupPids | Layer::CgroupCpu, _) => Hold::Absent,
                 // Without it an ordinary user has no other either.
                 (Layer::User, Mode::User) => continue,
                 (Layer::Mount, _) => Hold::Degraded,
@@ -485,6 +495,13 @@ fn a_layer_left_out_shows_in_the_report() {
                 // A slot's uid is given to it by its user namespace.
                 wanted.insert(Layer::Uid, Hold::Absent);
             }
+            let limits = [Layer::CgroupMemory, Layer::CgroupPids, Layer::CgroupCpu];
+            if layer == Layer::Cgroup {
+                // Without the group there is nothing that its limits could hold in.
+                wanted.extend(limits.map(|limit| (limit, Hold::Absent)));
+            } else if limits.contains(&layer) && whole[&Layer::Cgroup] == Hold::Enforced {
+                wanted.insert(Layer::Cgroup, Hold::Degraded);
+            }
             assert_eq!(record.layers, wanted, "{layer}");
             let mut demanding = plan("true");
             demanding.require = vec![layer];
@@ -498,9 +515,9 @@ fn a_layer_left_out_shows_in_the_report() {
 }
 
 #[test]
-fn what_is_missing_on_every_host_today_cannot_be_required() {
+fn what_is_missing_cannot_be_required() {
     in_both(async |mode| {
-        let host = Host::start(mode, &[]).await;
+        let host = Host::start(mode, &["--break", "cgroup"]).await;
         let mut demanding = plan("true");
         demanding.require = vec![Layer::Net, Layer::Cgroup];
         let outcome = host.run(&demanding, RunInputs::default()).await.record.outcome;

@@ -254,7 +254,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
     by_filter("a_vsock_socket", "socket to the hypervisor (`AF_VSOCK`)", &["socket", "40", "1", "0"]),
     Attack {
         unseen: "kernels without `AF_ALG`",
-        ..by_filter("a_crypto_socket", "socket to the kernel's crypto (`AF_ALG`)", &["socket", "38", "5", "0"])
+        ..by_filter(
+            "a_crypto_socket",
+            "socket to the kernel's crypto (`AF_ALG`)",
+            &["socket", "38", "5", "0"],
+        )
     },
     by_filter("a_firewall_socket", "netlink socket to the firewall", &["socket", "16", "3", "12"]),
     Attack {
@@ -322,7 +326,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
     by_filter("secret_memory", "`memfd_secret`", &["memfd_secret"]),
     by_filter("the_kernels_keys", "the kernel's keyrings", &["keys"]),
     by_filter("a_personality", "`personality(READ_IMPLIES_EXEC)`", &["personality"]),
-    by_filter("the_system_calls_of_i386", "call by another architecture's table (`int 0x80`)", &["foreign_table"]),
+    by_filter(
+        "the_system_calls_of_i386",
+        "call by another architecture's table (`int 0x80`)",
+        &["foreign_table"],
+    ),
     by_filter(
         "settings_of_the_host",
         "reach the code of modules, kexec, reboot, swap, clock, domain name, quotas, accounting, kernel log, open by handle",
@@ -331,7 +339,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
     by_filter_or_capabilities("the_host_name", "set the host name", &["hostname"]),
     by_filter("typing_into_a_terminal", "type into the terminal (`TIOCSTI`)", &["terminal"]),
     by_filter("typing_into_a_terminal_by_high_bits", "the same with high bits set", &["terminal", "high"]),
-    by_filter("pasting_into_a_console", "reach the code that pastes into a console (`TIOCLINUX`)", &["console"]),
+    by_filter(
+        "pasting_into_a_console",
+        "reach the code that pastes into a console (`TIOCLINUX`)",
+        &["console"],
+    ),
 ];
 
 pub(crate) const ELSEWHERE: &[Elsewhere] = &[

@@ -208,7 +208,7 @@ impl Run {
         .map_err(|e| Stop::Refused(Refusal::Policy, e.to_string()))?;
         let mut require = Vec::new();
         for name in &task.require_layers {
-            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name);
+            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name.replace('-', "_"));
             let unknown =
                 || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
             require.push(layer.ok_or_else(unknown)?);
@@ -225,7 +225,7 @@ impl Run {
             timeout_ms: task.timeout_ms,
             grace_ms: task.grace_ms,
             exit_grace_ms: EXIT_GRACE_MS,
-            limits: sandbox::Limits { result_bytes: stream_bytes, ..sandbox::Limits::default() },
+            limits: sandbox::Limits { result_bytes: stream_bytes, ..config.limits },
             require,
         })
     }
