@@ -491,6 +491,12 @@ fn a_layer_left_out_shows_in_the_report() {
             assert_eq!(record.outcome, Outcome::Exited { code: 0 }, "{layer}: {record:?}");
             let mut wanted = whole.clone();
             wanted.insert(layer, expected);
+            let parts = [Layer::CgroupMemory, Layer::CgroupPids, Layer::CgroupCpu];
+            if layer == Layer::Cgroup {
+                wanted.extend(parts.map(|part| (part, Hold::Absent)));
+            } else if parts.contains(&layer) && whole[&Layer::Cgroup] == Hold::Enforced {
+                wanted.insert(Layer::Cgroup, Hold::Degraded);
+            }
             if layer == Layer::User {
                 // A slot's uid is given to it by its user namespace.
                 wanted.insert(Layer::Uid, Hold::Absent);

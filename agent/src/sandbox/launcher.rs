@@ -84,6 +84,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(2);
 /// How long the end waits for keepers that should end with the launcher.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a start waits for the state folder's lock.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
 /// How often a slot of an earlier launcher's keeper is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -159,8 +162,13 @@ impl Launcher {
         fs::create_dir_all(&args.state).map_err(|e| SandboxError::path("create", &args.state, e))?;
         let lock_path = args.state.join("launcher.lock");
         let lock = File::create(&lock_path).map_err(|e| SandboxError::path("create", &lock_path, e))?;
-        if lock.try_lock().is_err() {
-            return Err(SandboxError::AlreadyRunning(args.state.clone()));
+        // A launcher that was killed just now may have left a keeper that did not yet close what it inherited.
+        let until = Instant::now() + LOCK_LIMIT;
+        while lock.try_lock().is_err() {
+            if Instant::now() >= until {
+                return Err(SandboxError::AlreadyRunning(args.state.clone()));
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
         let state = fs::canonicalize(&args.state).map_err(|e| SandboxError::path("find", &args.state, e))?;
         let default_box = if mode == Mode::Root { PathBuf::from(BOX) } else { state.join("box") };
