@@ -430,7 +430,7 @@ impl Run {
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
         // Whoever finds the folder without this knows that the word was never said.
-        std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
@@ -465,7 +465,7 @@ impl Run {
             None => RunFolder::create(dir, inputs)?,
         };
         let note = serde_json::to_vec(&self.note)?;
-        std::fs::write(dir.join(NOTE_FILE), note)?;
+        write_fresh(&dir.join(NOTE_FILE), &note)?;
         Ok((folder, handover))
     }
 
@@ -966,6 +966,13 @@ pub fn is_released(dir: &std::path::Path) -> bool {
 /// Reads the note of a run folder.
 pub fn read_note(dir: &std::path::Path) -> Option<Note> {
     serde_json::from_slice(&std::fs::read(dir.join(NOTE_FILE)).ok()?).ok()
+}
+
+/// Writes a file that is not there or is empty. Without cutting it off first: ext4 takes a file that was cut off and
+/// written for one that is being replaced, and hands it to the disk when it is closed, which a run would wait for.
+fn write_fresh(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?.write_all(bytes)
 }
 
 /// Removes a run folder that is settled. What cannot be removed is told and tried again at the next start.
