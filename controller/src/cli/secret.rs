@@ -158,7 +158,7 @@ mod tests {
     use sally_common::name::{Agent, Zone};
 
     fn refused(argument: &str) -> CliError {
-        let error = read(&[argument.to_owned()]).err().unwrap_or_else(|| panic!("{argument} was taken"));
+        let error = read(&[argument.to_owned()]).expect_err(argument);
         assert_eq!(error.exit, Exit::Usage);
         error
     }
