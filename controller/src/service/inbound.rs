@@ -145,7 +145,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         report: signed.report(ReportKind::Result)?,
         at_ms: now_ms(),
     };
+    sally_common::fail::point("controller.result.before-commit");
     let settled = service.ledger.settle(settlement).await?;
+    sally_common::fail::point("controller.result.after-commit");
     // Whoever waits for the end hears of it first; the agent can wait for its receipt.
     if let Settled::Committed(change) = &settled {
         service.output.forget(&message.run);
@@ -157,7 +159,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     }
     if matches!(settled, Settled::Committed(_) | Settled::Duplicate { .. } | Settled::Stale { .. }) {
         let stored = Stored::Result { digest: Digest::of(&signed.message.payload) };
+        sally_common::fail::point("controller.receipt.before");
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
+        sally_common::fail::point("controller.receipt.after");
     }
     Ok(())
 }
@@ -218,6 +222,7 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let noted = match state.news {
         News::Accepted | News::Deferred { .. } | News::Ended { .. } | News::Other => return Ok(()),
         News::Started { started_ms } => {
+            sally_common::fail::point("controller.started.before-commit");
             service.ledger.started(StartMark { run, attempt, agent_key, incarnation, started_ms }).await?
         }
         News::Progress { progress } => {
@@ -344,6 +349,7 @@ async fn work(
         |run: &crate::ledger::Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
     let due: Vec<_> = waiting.into_iter().filter(|run| !holds(run)).collect();
     let now = due.len().min(credit as usize);
+    sally_common::fail::point("controller.ask.before-answer");
     service.dispatch_to(&to, &due[..now]).await?;
     answer(service, to, ask, None, (due.len() - now) as u64).await
 }
