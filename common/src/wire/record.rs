@@ -507,7 +507,7 @@ mod tests {
 
     #[test]
     fn whole_numbers_of_progress_are_written_whole() {
-        for (done, text) in [(3.0, "3"), (2.5, "2.5"), (-0.0, "0"), (1e300, "1e300")] {
+        for (done, text) in [(3.0, "3"), (2.5, "2.5"), (-0.0, "0"), (1e300, "1e+300")] {
             let progress = Progress { done: Some(done), total: None, text: None };
             let json = serde_json::to_string(&progress).expect("JSON");
             assert_eq!(json, format!(r#"{{"done":{text},"total":null,"text":null}}"#));
