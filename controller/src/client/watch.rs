@@ -1,9 +1,11 @@
 //! Follows a job: live events while they come, and the ledger's own word for what was missed.
 //!
-//! Events are hints with holes: a controller or broker that restarts sends none. Every ten seconds a
-//! keeper renews the watch, compares how many runs have ended with what was seen, and fetches the rest.
+//! Events are hints with holes: a controller or broker that restarts sends none. A keeper renews the watch when
+//! nothing was heard for a while, after each reconnect, and every ten seconds at least; it compares how many runs have
+//! ended with what was seen, and fetches the rest.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,10 +23,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{CALL_TIMEOUT, Client, ClientError};
+use super::{AWAY, CALL_TIMEOUT, Client, ClientError, Patience};
 
-/// How often the watch is renewed.
+/// How often the watch is renewed although events come.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// After so long without an event the ledger is asked; the next time after twice as long, up to [`QUIET_LONGEST`].
+const QUIET: Duration = Duration::from_secs(1);
+/// The longest time without an event and without a question.
+const QUIET_LONGEST: Duration = Duration::from_secs(4);
 /// How soon after a failed renewal it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -63,6 +69,8 @@ pub enum Item {
 pub struct Watch {
     subscriber: Subscriber,
     sight: Sight,
+    /// Events so far.
+    heard: Arc<AtomicU64>,
     keys: Vec<PublicKey>,
     reports: mpsc::Receiver<Report>,
     poke: mpsc::Sender<()>,
@@ -131,7 +139,8 @@ impl Client {
     /// As [`Client::call`].
     pub async fn log(&self, run: &RunId, stream: &str, offset: u64) -> Result<(LogPart, Bytes), ClientError> {
         let call = Call::Log { run: run.clone(), stream: stream.to_owned(), offset };
-        self.call_bytes(call, None, CALL_TIMEOUT).await
+        let patience = Patience { timeout: CALL_TIMEOUT, away: AWAY };
+        self.call_bytes(call, None, patience).await
     }
 }
 
@@ -145,10 +154,12 @@ impl Watch {
         }
         let keys = client.inner.controllers.clone();
         let call = Call::Watch { job: job.id.clone(), inbox: events.subject, output };
-        let mut keeper = JoinSet::new();
-        keeper.spawn(keep(client, call, sight.seen.clone(), pokes, sender));
+        let heard = Arc::new(AtomicU64::new(0));
+        let keeper = Keeper { client, call, seen: sight.seen.clone(), heard: heard.clone() };
+        let mut keeping = JoinSet::new();
+        keeping.spawn(keeper.keep(pokes, sender));
         let subscriber = events.subscriber;
-        Self { subscriber, sight, keys, reports, poke, in_trouble: false, _keeper: keeper }
+        Self { subscriber, sight, heard, keys, reports, poke, in_trouble: false, _keeper: keeping }
     }
 
     /// Waits for what happens next. After [`Item::Ended`] only corrections come. May be dropped while it
@@ -161,6 +172,7 @@ impl Watch {
             tokio::select! {
                 Some(message) = self.subscriber.next() => {
                     if let Ok((event, bytes)) = read(&message, &self.keys) {
+                        self.heard.fetch_add(1, Ordering::Relaxed);
                         self.sight.take(event, bytes);
                         if self.sight.held.is_some() {
                             let _ = self.poke.try_send(());
@@ -281,40 +293,57 @@ fn read(message: &Message, keys: &[PublicKey]) -> Result<(Event, Bytes), Refusal
 }
 
 /// Renews the watch and fetches what was missed, until the watch is dropped.
-async fn keep(
+struct Keeper {
     client: Client,
     call: Call,
     seen: Seen,
-    mut pokes: mpsc::Receiver<()>,
-    reports: mpsc::Sender<Report>,
-) {
-    let mut due = Instant::now() + KEEP_ALIVE;
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep_until(due) => {}
-            poke = pokes.recv() => if poke.is_none() { return },
-        }
-        let report = renew(&client, &call, &seen).await;
-        due = Instant::now() + if matches!(report, Report::Fine { .. }) { KEEP_ALIVE } else { RETRY };
-        if reports.send(report).await.is_err() {
-            return;
-        }
-    }
+    heard: Arc<AtomicU64>,
 }
 
-async fn renew(client: &Client, call: &Call, seen: &Seen) -> Report {
-    let job: JobRecord = match client.call(call.clone()).await {
-        Ok(job) => job,
-        Err(error) => return Report::Trouble(error.to_string()),
-    };
-    let missing = seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
-    if !missing {
-        return Report::Fine { job: Box::new(job), runs: Vec::new() };
+impl Keeper {
+    async fn keep(self, mut pokes: mpsc::Receiver<()>, reports: mpsc::Sender<Report>) {
+        let mut holes = self.client.inner.holes.subscribe();
+        let (mut pause, mut heard, mut renewed) = (QUIET, 0, Instant::now());
+        let mut due = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {
+                    let now_heard = self.heard.load(Ordering::Relaxed);
+                    let is_quiet = std::mem::replace(&mut heard, now_heard) == now_heard;
+                    if !is_quiet && renewed.elapsed() < KEEP_ALIVE {
+                        pause = QUIET;
+                        due = Instant::now() + pause;
+                        continue;
+                    }
+                }
+                poke = pokes.recv() => if poke.is_none() { return },
+                Ok(()) = holes.changed() => {}
+            }
+            let report = self.renew().await;
+            renewed = Instant::now();
+            pause =
+                if matches!(report, Report::Fine { .. }) { (pause * 2).min(QUIET_LONGEST) } else { RETRY };
+            due = renewed + pause;
+            if reports.send(report).await.is_err() {
+                return;
+            }
+        }
     }
-    let ends: Vec<RunState> = RunState::ALL.into_iter().filter(|s| s.is_end()).collect();
-    match client.runs(&job.id, &ends, false).await {
-        Ok(runs) => Report::Fine { job: Box::new(job), runs },
-        Err(error) => Report::Trouble(error.to_string()),
+
+    async fn renew(&self) -> Report {
+        let job: JobRecord = match self.client.call_once(self.call.clone()).await {
+            Ok(job) => job,
+            Err(error) => return Report::Trouble(error.to_string()),
+        };
+        let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
+        if !missing {
+            return Report::Fine { job: Box::new(job), runs: Vec::new() };
+        }
+        let ends: Vec<RunState> = RunState::ALL.into_iter().filter(|s| s.is_end()).collect();
+        match self.client.runs(&job.id, &ends, false).await {
+            Ok(runs) => Report::Fine { job: Box::new(job), runs },
+            Err(error) => Report::Trouble(error.to_string()),
+        }
     }
 }
 
