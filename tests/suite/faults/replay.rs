@@ -1,5 +1,6 @@
 //! A broker that says everything again: all that went by is published anew, several times, in another order.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -67,12 +68,18 @@ async fn serve(
     let mut seen = client.subscribe("sally.>").await.unwrap();
     client.flush().await.unwrap();
     tell.send(0).unwrap();
-    let mut heard = Vec::new();
+    let mut heard: Vec<async_nats::Message> = Vec::new();
+    // What is said again is heard again.
+    let mut known = HashSet::new();
     loop {
         tokio::select! {
             message = seen.next() => match message {
                 // Requests of callers are between them and the controller.
-                Some(message) if !message.subject.starts_with("sally.api.") => heard.push(message),
+                Some(message) if !message.subject.starts_with("sally.api.") => {
+                    if known.insert((message.subject.to_string(), message.payload.clone())) {
+                        heard.push(message);
+                    }
+                }
                 Some(_) => {}
                 None => return,
             },

@@ -100,6 +100,8 @@ fn the_page_has_every_row_and_no_empty_cell() {
     assert_eq!(found, wanted, "run `make guarantees`");
     for cells in &lines {
         assert_eq!(cells.len(), 4 + PROMISES.len(), "{cells:?}");
-        assert!(cells.iter().all(|c| !c.is_empty() && !c.contains("**")), "{cells:?}");
+        assert!(cells.iter().all(|c| !c.is_empty()), "{cells:?}");
+        let is_open = super::rows::open(cells[0].trim_matches('`')).is_some();
+        assert!(is_open || !cells.iter().any(|c| c.contains("**")), "{cells:?}");
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::judge::{Accepted, Excuses, Judge, Tally};
 use super::points::Points;
 use crate::effects::{Effects, Job, Kind, Random, lives, nothing_lives, processes, send};
-use crate::harness::{LIMIT, Up, eventually, nats_server, run};
+use crate::harness::{LIMIT, Said, Up, eventually, nats_server, run};
 
 /// How long everything may take to be settled after the last fault.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +91,18 @@ impl World {
 
     // ---- jobs
 
+    /// `sally`. Callers are on the controller's host, so they have its clock.
+    fn command(&self) -> std::process::Command {
+        let mut command = self.up.command();
+        command.env("SALLY_FAIL", &self.points.dir);
+        command
+    }
+
+    /// Runs `sally`.
+    pub fn sally(&self, args: &[&str]) -> Said {
+        run(self.command().args(args))
+    }
+
     /// Submits a job to an agent by its number, from 1. Says the same until there is an answer.
     pub fn submit(&mut self, kind: Kind, agent: u64) -> String {
         self.submit_to(kind, &format!("local-{agent}"), 1)
@@ -146,7 +158,7 @@ impl World {
         let (token, port) =
             (format!("KILLS_TOKEN={}", self.token), format!("KILLS_PORT={}", self.effects.port));
         let request = format!("fault-{}", job.number);
-        let mut command = self.up.command();
+        let mut command = self.command();
         command.args(["exec", "-a", target, "--profile", "net", "--detach", "--request-id", &request]);
         command.args(["--env", &token, "--env", &port]).args(more);
         command.args(["--", "bash", "-c", &job.script()]);
@@ -167,14 +179,18 @@ impl World {
     }
 
     pub fn show(&self, id: &str) -> Option<Value> {
-        let said = self.up.sally(&["job", "show", id, "-o", "json"]);
+        let said = self.sally(&["job", "show", id, "-o", "json"]);
         (said.code == 0).then(|| said.json())
     }
 
-    /// Waits until every run of the newest job is final.
+    /// Waits until every run of the newest job is settled.
     pub fn wait_for_end(&self) -> Value {
-        let id = self.accepted.last().unwrap().id.clone();
-        eventually("a job ends", || self.show(&id).filter(all_final))
+        let id = &self.accepted.last().unwrap().id;
+        let record = self.settled(id, Instant::now() + LIMIT);
+        record
+            .clone()
+            .filter(all_settled)
+            .unwrap_or_else(|| panic!("not within {LIMIT:?}: job {id} ends: {record:?}"))
     }
 
     // ---- faults
@@ -268,9 +284,17 @@ impl World {
         self.up.dir().join(format!("agents/local-{agent}"))
     }
 
+    /// Waits until the controller knows that the agent's journal is another one than this.
+    pub fn wait_for_other_incarnation(&self, before: &Value) {
+        eventually("the agent has another incarnation", || {
+            let now = self.agent(1)?;
+            (now["incarnation"] != before["incarnation"]).then_some(())
+        });
+    }
+
     /// What an agent said last about itself.
     pub fn agent(&self, agent: u64) -> Option<Value> {
-        let said = self.up.sally(&["agent", "ls", "-o", "json"]);
+        let said = self.sally(&["agent", "ls", "-o", "json"]);
         let all = (said.code == 0).then(|| said.json())?;
         let name = format!("local-{agent}");
         all["agents"].as_array()?.iter().find(|a| a["agent"] == name.as_str()).cloned()
@@ -300,7 +324,12 @@ impl World {
         }
         judge.whole_world();
         let told = told(&records);
-        judge.problems.extend(leftovers(&self.up, &self.token));
+        // What the next process says first is what its journal holds.
+        for agent in 1..=self.agents {
+            let pid = self.up.pid_of(&format!("local-{agent}")).filter(|pid| lives(*pid));
+            let _ = pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+        }
+        judge.problems.extend(leftovers(&self));
         let ledger = self.up.dir().join("controller/ledger.db");
         let dir = self.up.stop();
         nothing_lives(&self.token);
@@ -338,10 +367,6 @@ impl World {
     }
 }
 
-fn all_final(record: &Value) -> bool {
-    record["runs"].as_array().is_some_and(|runs| runs.iter().all(|run| run["final"] == true))
-}
-
 /// Final, or the one state that stays open on purpose.
 fn all_settled(record: &Value) -> bool {
     let settled = |run: &Value| run["final"] == true || run["state"] == "unknown";
@@ -357,8 +382,8 @@ fn told(records: &BTreeMap<String, Option<Value>>) -> BTreeMap<String, String> {
 }
 
 /// What should be gone once everything is settled and is not.
-fn leftovers(up: &Up, token: &str) -> Vec<String> {
-    let token = format!("KILLS_TOKEN={token}");
+fn leftovers(world: &World) -> Vec<String> {
+    let (up, token) = (&world.up, format!("KILLS_TOKEN={}", world.token));
     let until = Instant::now() + LIMIT;
     loop {
         let mut left = Vec::new();
@@ -370,7 +395,7 @@ fn leftovers(up: &Up, token: &str) -> Vec<String> {
             let runs = fs::read_dir(agent.path().join("state/runs")).into_iter().flatten().flatten();
             left.extend(runs.map(|entry| format!("run folder {}", entry.path().display())));
         }
-        let said = up.sally(&["agent", "ls", "-o", "json"]);
+        let said = world.sally(&["agent", "ls", "-o", "json"]);
         match (said.code == 0).then(|| said.json()) {
             None => left.push("the controller does not answer".into()),
             Some(all) => {
