@@ -19,7 +19,7 @@ pub enum Line {
     Deaf,
     /// Connections are reset, and new ones too.
     Reset,
-    /// About 20 kB each second, in pieces of a few bytes.
+    /// About 50 kB each second, in pieces of a few bytes.
     Slow,
 }
 
@@ -152,7 +152,7 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, inward: bool) {
             }
         }
         while !bytes.is_empty() {
-            let piece = if state.line() == Line::Slow { 40 } else { bytes.len() };
+            let piece = if state.line() == Line::Slow { 100 } else { bytes.len() };
             let (now, rest) = bytes.split_at(piece.min(bytes.len()));
             if to.write_all(now).is_err() {
                 break;

@@ -206,7 +206,7 @@ rows! {
     link_reset: "the agent's connections are reset, and refused for a while", |row| {
         bad_line(row, Line::Reset, Duration::from_secs(2));
     };
-    link_slow: "the agent's connection passes 20 kB each second, a few bytes at a time", |row| {
+    link_slow: "the agent's connection passes 50 kB each second, a few bytes at a time", |row| {
         let mut world = World::new(1, 6);
         let link = Link::between(&mut world, 1);
         link.set(Line::Slow);
@@ -338,6 +338,14 @@ rows! {
         std::thread::sleep(Duration::from_secs(1));
         std::fs::write(&creds, right).unwrap();
         world.kill_and_wait("local-1");
+        judged(row, world);
+    };
+    controller_slow_with_many_results: "the controller stands still while the results of sixteen agents arrive", |row| {
+        let mut world = World::new(16, 22);
+        world.submit_to(Kind::Short, "local-*", 16);
+        world.submit_to(Kind::Large, "local-*", 16);
+        let pid = world.up.pid_of("serve").unwrap();
+        world.freeze(pid, Duration::from_secs(3));
         judged(row, world);
     };
     many_agents_reconnect: "sixteen agents reconnect at once, each with a run under way", |row| {
@@ -475,7 +483,7 @@ fn clocks(row: &Row, program: &str, expired: u64) {
     let mut world = World::new(1, 18);
     let far = if expired > 0 { 400 * 24 * HOUR } else { HOUR };
     let mut is_far = false;
-    for offset in [HOUR, -HOUR, far, -far, 0] {
+    for offset in if expired > 0 { vec![HOUR, -HOUR, far, -far, 0] } else { vec![HOUR, -HOUR] } {
         world.submit(Kind::Lines, 1);
         if !is_far {
             world.wait_for_start();

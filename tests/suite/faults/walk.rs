@@ -24,7 +24,7 @@ use super::world::{Process, World};
 use crate::effects::{Kind, Random, seed};
 
 /// How long the walk goes on in a test run. A schedule that has begun is carried to its end.
-const WALK: Duration = Duration::from_secs(40);
+const WALK: Duration = Duration::from_secs(30);
 /// Schedules at the same time.
 const WORKERS: usize = 2;
 const AGENTS: u64 = 2;
