@@ -17,6 +17,7 @@ pub mod name;
 pub mod nats;
 pub mod params;
 pub mod program;
+pub mod secret;
 pub mod selector;
 pub mod subject;
 pub mod trust;

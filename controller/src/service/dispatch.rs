@@ -169,6 +169,8 @@ impl Service {
             order_bytes: order.text.len() as u64,
             order: Some(order.text.as_ref().to_owned()),
             order_signatures: order.signatures.to_vec(),
+            answers: None,
+            lane: sally_common::wire::command::Lane::Queue,
         };
         let mut envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
         if envelope.body.len() > LIVE_MESSAGE_MAX {

@@ -220,7 +220,7 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let incarnation = state.from.incarnation;
     service.fleet_heard(&signed.zone, &signed.agent);
     let noted = match state.news {
-        News::Accepted | News::Deferred { .. } => return Ok(()),
+        News::Accepted | News::Deferred { .. } | News::Ended { .. } | News::Other => return Ok(()),
         News::Started { started_ms } => {
             sally_common::fail::point("controller.started.before-commit");
             service.ledger.started(StartMark { run, attempt, agent_key, incarnation, started_ms }).await?
@@ -307,12 +307,13 @@ async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     signed.is_from(&ask.from)?;
     let to = signed.to(&ask.from);
     match ask.question {
-        Question::Work { credit, boot, ref held } => {
+        Question::Work { credit, boot, ref held, .. } => {
             work(service, &signed, &ask, to, credit, boot, held).await
         }
         Question::Blob { ref run, digest, offset, chunks } => {
             blob(service, &signed, to, run, digest, offset, chunks).await
         }
+        Question::Other => Ok(()),
     }
 }
 
@@ -369,7 +370,7 @@ async fn answer(
         welcome: message.is_none(),
         message: message.map(str::to_owned),
         waiting,
-        settled: Vec::new(),
+        renew: false,
     };
     service.publish(subject, Envelope::seal(Kind::Answer, &service.key, &answer)).await;
     Ok(())
