@@ -25,8 +25,8 @@ use crate::effects::{Kind, Random, seed};
 
 /// How long the walk goes on in a test run. A schedule that has begun is carried to its end.
 const WALK: Duration = Duration::from_secs(30);
-/// Schedules at the same time.
-const WORKERS: usize = 2;
+/// Schedules at the same time for each processor: they wait most of the time.
+const WORKERS_A_PROCESSOR: usize = 2;
 const AGENTS: u64 = 2;
 /// Between two steps, in milliseconds.
 const GAP_MS: (u64, u64) = (0, 120);
@@ -242,12 +242,13 @@ pub fn walk(row: &Row) {
     let limit = number("SOAK_MINUTES").map_or(WALK, |minutes| Duration::from_secs_f64(minutes * 60.0));
     let first = number("SOAK_SEED").map_or_else(seed, |s| s as u64);
     println!("SOAK_SEED={first}");
+    let workers = WORKERS_A_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from);
     let until = Instant::now() + limit;
     let next = AtomicU64::new(first);
     let sum = Mutex::new((Tally::default(), 0u64));
     let failures: Mutex<Vec<String>> = Mutex::default();
     std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             scope.spawn(|| {
                 while Instant::now() < until && failures.lock().unwrap().len() < ENOUGH {
                     let schedule = Schedule::draw(next.fetch_add(1, Ordering::Relaxed));
