@@ -6,6 +6,7 @@
 #   packaging/faults.sh walk          one schedule: SALLY_SEED=N
 #   packaging/faults.sh oldest        the rows that depend on the broker, with the oldest that is supported
 #
+# SALLY_GUARANTEES=FILE keeps the numbers: first with soak, then with guarantees, and the table has both.
 # Environment: SOAK_MINUTES (30, over all), SOAK_SEED (the first seed), SALLY_NATS_SERVER (walk and guarantees: this broker).
 set -eu
 
@@ -29,8 +30,11 @@ server() { # version: the path of that broker
 
 case "${1:-}" in
     guarantees)
-        numbers=$(mktemp)
-        trap 'rm -f "$numbers"' EXIT
+        numbers=${SALLY_GUARANTEES:-}
+        if [ -z "$numbers" ]; then
+            numbers=$(mktemp)
+            trap 'rm -f "$numbers"' EXIT
+        fi
         SALLY_GUARANTEES=$numbers rows faults::rows::
         SALLY_GUARANTEES=$numbers rows faults::table::write_the_table --ignored
         ;;

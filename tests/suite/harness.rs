@@ -144,8 +144,19 @@ impl Up {
         more: &[&str],
         change: impl FnOnce(&mut Command),
     ) -> Up {
+        Up::start_program(&programs().join("sally"), dir, agents, more, change)
+    }
+
+    /// The same with a `sally` that has another `sally-agent` beside it.
+    pub fn start_program(
+        program: &Path,
+        dir: tempfile::TempDir,
+        agents: u32,
+        more: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Up {
         let log = std::fs::File::create(dir.path().join("up.stderr")).unwrap();
-        let mut command = Command::new(programs().join("sally"));
+        let mut command = Command::new(program);
         command
             .args(["up", "--dir"])
             .arg(dir.path().join("up"))

@@ -1,5 +1,6 @@
 //! The rows: each fault by itself, with jobs before, during and after it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use super::replay::Replay;
 use super::table;
 use super::world::{Process, World};
 use crate::effects::{Kind, lives, send};
-use crate::harness::eventually;
+use crate::harness::{eventually, programs};
+use crate::netns;
 
 /// One row of the table.
 pub struct Row {
@@ -202,6 +204,9 @@ rows! {
     };
     link_deaf: "the agent's connection passes only what the agent says", |row| {
         bad_line(row, Line::Deaf, Duration::from_secs(4));
+    };
+    link_dropped_by_the_kernel: "the kernel drops all packets of the agent's network namespace: in, out, both", |row| {
+        dropped_by_the_kernel(row);
     };
     link_reset: "the agent's connections are reset, and refused for a while", |row| {
         bad_line(row, Line::Reset, Duration::from_secs(2));
@@ -448,6 +453,39 @@ fn bad_line(row: &Row, line: Line, pause: Duration) {
         world.some_jobs(2);
         std::thread::sleep(pause);
         link.set(Line::Good);
+        world.wait_for_end();
+    }
+    judged(row, world);
+}
+
+fn dropped_by_the_kernel(row: &Row) {
+    if let Some(reason) = netns::missing() {
+        println!("SKIPPED {}: {reason}", row.name);
+        return;
+    }
+    let zone = netns::Zone::new();
+    let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
+    // The agent alone is in the namespace; scripts stay here, where their judge listens.
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::copy(programs().join("sally"), bin.join("sally")).unwrap();
+    let agent = programs().join("sally-agent");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" != run ] || exec ip netns exec {} '{1}' \"$@\"\nexec '{1}' \"$@\"\n",
+        zone.name,
+        agent.display()
+    );
+    std::fs::write(bin.join("sally-agent"), script).unwrap();
+    std::fs::set_permissions(bin.join("sally-agent"), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut world = World::of_program(&bin.join("sally"), dir, 1, 23, &["--listen", &zone.outside]);
+    for directions in [&["ingress", "egress"][..], &["ingress"], &["egress"]] {
+        world.submit(Kind::Lines, 1);
+        world.wait_for_start();
+        zone.drop_all(directions);
+        world.struck();
+        world.some_jobs(2);
+        std::thread::sleep(Duration::from_secs(3));
+        zone.pass_all();
         world.wait_for_end();
     }
     judged(row, world);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::judge::{Accepted, Excuses, Judge, Tally};
 use super::points::Points;
 use crate::effects::{Effects, Job, Kind, Random, lives, nothing_lives, processes, send};
-use crate::harness::{LIMIT, Said, Up, eventually, nats_server, run};
+use crate::harness::{LIMIT, Said, Up, eventually, nats_server, programs, run};
 
 /// How long everything may take to be settled after the last fault.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
@@ -54,12 +54,23 @@ impl World {
 
     /// In a folder that may be prepared: a file system of its own for some part.
     pub fn in_folder(dir: tempfile::TempDir, agents: u64, seed: u64) -> World {
+        World::of_program(&programs().join("sally"), dir, agents, seed, &[])
+    }
+
+    /// The same of another `sally`, with more arguments.
+    pub fn of_program(
+        program: &Path,
+        dir: tempfile::TempDir,
+        agents: u64,
+        seed: u64,
+        more: &[&str],
+    ) -> World {
         // Part of every path, so of the environment or the arguments of every process that `up` starts.
         let token = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
         let points = Points { dir: dir.path().join("fail") };
         fs::create_dir_all(&points.dir).unwrap();
         let server = always_synced(dir.path());
-        let up = Up::start_changed(dir, u32::try_from(agents).unwrap(), &[], |command| {
+        let up = Up::start_program(program, dir, u32::try_from(agents).unwrap(), more, |command| {
             command.env("SALLY_FAIL", &points.dir);
             if let Some(server) = server {
                 command.env("SALLY_NATS_SERVER", server);
