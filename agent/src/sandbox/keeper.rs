@@ -379,6 +379,8 @@ pub(super) fn started_at(process: &str) -> Option<String> {
 /// Returns the program that is `sally-task`, opened in between: a bind needs it from the new mount
 /// namespace, and the script's uid may not reach it.
 fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
+    // The launcher's memory is closed, and with it the files in which the map is written. Closed again by `build`.
+    prctl::set_dumpable(true).step("user", "opening the map")?;
     let mut flags = CloneFlags::CLONE_NEWNS;
     if setup.profile == Profile::Strict && !setup.broken(Layer::Net) {
         flags |= CloneFlags::CLONE_NEWNET;

@@ -116,6 +116,13 @@ pub enum SandboxError {
     Confused(&'static str),
 }
 
+/// Closes the calling process's memory to every other process of its account, and forbids core files of it: it
+/// holds keys, or the means to start anything. For agent and launcher, before they read anything.
+pub fn close_memory() -> Result<(), SandboxError> {
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|errno| SandboxError::Io("close the memory to others", errno.into()))
+}
+
 impl SandboxError {
     fn path(action: &'static str, path: &Path, error: io::Error) -> Self {
         Self::Path { action, path: path.to_owned(), error }

@@ -13,7 +13,7 @@ use sally_common::wire::report::News;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::files::{NOTE_FILE, RELEASED, remove_dir};
+use super::files::{NOTE_FILE, RELEASED, remove_dir, write_fresh};
 use super::follow::Live;
 use super::{Admitted, Milestone, Run, Word};
 use crate::runtime::blob;
@@ -140,7 +140,7 @@ impl Run {
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
         // Whoever finds the folder without this knows that the word was never said.
-        std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         sally_common::fail::point("agent.go.before");
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
@@ -167,7 +167,7 @@ impl Run {
             None => RunFolder::create(dir, inputs)?,
         };
         let note = serde_json::to_vec(&self.note)?;
-        std::fs::write(dir.join(NOTE_FILE), note)?;
+        write_fresh(&dir.join(NOTE_FILE), &note)?;
         Ok((folder, handover))
     }
 
