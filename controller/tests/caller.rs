@@ -345,7 +345,7 @@ impl Played {
                 if !whole {
                     (bare.stdout, bare.result) = (String::new(), None);
                 }
-                let change = Change::Run { run: Box::new(bare), whole };
+                let change = Change::Run { run: Box::new(bare), whole, ended: None };
                 self.event(&inbox, Event { v: 1, job: id.clone(), change }, &self.key).await;
             }
             let forged =

@@ -220,19 +220,29 @@ impl Sight {
             return;
         }
         match event.change {
-            Change::Run { run, whole } if run.run.job() == &self.job => self.see(run, whole),
+            Change::Run { run, whole, ended } if run.run.job() == &self.job => {
+                self.see(run, whole);
+                if let Some(job) = ended {
+                    self.end(job);
+                }
+            }
             Change::Output { run, agent, stream, offset } if run.job() == &self.job => {
                 self.ready.push_back(Item::Output { run, agent, stream, offset, bytes });
             }
-            Change::Ended { job } if job.id == self.job => {
-                let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
-                if missing {
-                    self.held = Some(job);
-                } else {
-                    self.ready.push_back(Item::Ended(job));
-                }
-            }
-            Change::Run { .. } | Change::Output { .. } | Change::Ended { .. } => {}
+            Change::Ended { job } => self.end(job),
+            Change::Run { .. } | Change::Output { .. } => {}
+        }
+    }
+
+    fn end(&mut self, job: Box<JobRecord>) {
+        if job.id != self.job {
+            return;
+        }
+        let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
+        if missing {
+            self.held = Some(job);
+        } else {
+            self.ready.push_back(Item::Ended(job));
         }
     }
 
@@ -356,6 +366,37 @@ mod tests {
         ] {
             assert_eq!(is_news(old, new), expected, "{old:?} {new:?}");
         }
+    }
+
+    #[test]
+    fn the_last_run_ends_its_job() {
+        let id = JobId::generate(1);
+        let run = |n: u32| -> Box<RunRecord> {
+            let record = serde_json::json!({
+                "run": id.run(n), "agent": "web-1", "zone": "dmz", "state": "succeeded", "final": true,
+                "attempt": 1, "artifacts": [], "stdout": "", "stderr": "", "stdout_encoding": "utf-8",
+                "stderr_encoding": "utf-8", "stdout_truncated_bytes": 0, "stderr_truncated_bytes": 0,
+                "queued_at": "2026-11-21T07:00:00.000Z",
+            });
+            serde_json::from_str(&record.to_string()).expect("a record")
+        };
+        let ended = |of: &JobId| -> Box<JobRecord> {
+            let job = serde_json::json!({
+                "id": of, "state": "succeeded", "created_at": "2026-11-21T07:00:00.000Z", "by": "ann",
+                "request_id": "r", "retry_of": null, "title": "", "counts": {"succeeded": 2},
+            });
+            serde_json::from_value(job).expect("a job")
+        };
+        let mut sight = Sight { job: id.clone(), seen: Seen::default(), held: None, ready: VecDeque::new() };
+        let mut take = |n, ended| {
+            let change = Change::Run { run: run(n), whole: true, ended };
+            sight.take(Event { v: 1, job: id.clone(), change }, Bytes::new());
+            let told: Vec<_> = sight.ready.drain(..).map(|item| matches!(item, Item::Ended(_))).collect();
+            (told, sight.held.is_some())
+        };
+        assert_eq!(take(0, Some(ended(&JobId::generate(2)))), (vec![false], false), "another job's end");
+        assert_eq!(take(0, Some(ended(&id))), (vec![], true), "the other run was not seen");
+        assert_eq!(take(1, Some(ended(&id))), (vec![false, true], true));
     }
 
     #[test]

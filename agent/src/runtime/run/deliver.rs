@@ -22,6 +22,7 @@ impl Run {
     pub(super) async fn owe(&mut self, body: Vec<u8>, streams: Vec<Outgoing>) {
         sally_common::fail::point("agent.spool.before");
         let streams = self.streams_of(&body, streams);
+        self.make_lasting(&streams).await;
         let written = self.shared.journal().finished(
             &self.note.run,
             self.note.attempt,
@@ -45,6 +46,24 @@ impl Run {
         sally_common::fail::point("agent.spool.after");
         self.tell(Milestone::Finished(self.note.run.clone(), self.note.attempt)).await;
         self.deliver(body, streams).await;
+    }
+
+    /// What a result announces without carrying must outlast a power cut as the result does.
+    async fn make_lasting(&self, streams: &[Outgoing]) {
+        let files: Result<Vec<_>, _> = streams.iter().map(Outgoing::handle).collect();
+        if streams.is_empty() {
+            return;
+        }
+        let dir = self.dir();
+        let sync = move || {
+            files?.iter().try_for_each(std::fs::File::sync_all)?;
+            std::fs::File::open(dir)?.sync_all()
+        };
+        let synced = tokio::task::spawn_blocking(sync).await.unwrap_or_else(|e| Err(e.into()));
+        if let Err(error) = synced {
+            tracing::error!(run = %self.note.run, %error, "cannot sync its output: a power cut may lose it");
+            self.shared.count_loss("output-unsynced");
+        }
     }
 
     /// The streams that this result announces without carrying.

@@ -13,7 +13,7 @@ use sally_common::wire::report::News;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::files::{NOTE_FILE, RELEASED, remove_dir};
+use super::files::{NOTE_FILE, RELEASED, remove_dir, write_fresh};
 use super::follow::Live;
 use super::{Admitted, Milestone, Run, Word};
 use crate::runtime::blob;
@@ -140,7 +140,7 @@ impl Run {
             return Err(Stop::Failed(Ending::cancelled_before_start()));
         }
         // Whoever finds the folder without this knows that the word was never said.
-        std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         sally_common::fail::point("agent.go.before");
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
@@ -167,7 +167,7 @@ impl Run {
             None => RunFolder::create(dir, inputs)?,
         };
         let note = serde_json::to_vec(&self.note)?;
-        std::fs::write(dir.join(NOTE_FILE), note)?;
+        write_fresh(&dir.join(NOTE_FILE), &note)?;
         Ok((folder, handover))
     }
 
@@ -208,7 +208,7 @@ impl Run {
         .map_err(|e| Stop::Refused(Refusal::Policy, e.to_string()))?;
         let mut require = Vec::new();
         for name in &task.require_layers {
-            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name);
+            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name.replace('-', "_"));
             let unknown =
                 || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
             require.push(layer.ok_or_else(unknown)?);
@@ -225,7 +225,7 @@ impl Run {
             timeout_ms: task.timeout_ms,
             grace_ms: task.grace_ms,
             exit_grace_ms: EXIT_GRACE_MS,
-            limits: sandbox::Limits { result_bytes: stream_bytes, ..sandbox::Limits::default() },
+            limits: sandbox::Limits { result_bytes: stream_bytes, ..config.limits },
             require,
         })
     }
