@@ -237,7 +237,10 @@ async fn runs(
             break;
         }
         // Reports may be large: one at a time.
-        let report = service.ledger.report_of(&run.id).await.map_err(internal)?;
+        let report = match run.state.is_end() {
+            true => service.ledger.report_of(&run.id).await.map_err(internal)?,
+            false => None,
+        };
         let record = if content {
             service.whole_record(run, row.created_ms, report.as_ref()).await
         } else {

@@ -13,7 +13,7 @@ use sally_common::wire::{self, Envelope, HEADER_SIGNATURE, Kind, Refusal, VERSIO
 use super::{Service, records};
 use crate::ledger::{
     AgentSeen, Change, LedgerError, Noted, ProgressMark, Refused, Report, ReportKind, Seen, Settled,
-    Settlement, StartMark,
+    Settlement, StartMark, jitter,
 };
 use crate::store::{Finished, LogKey, StoreError, Stream};
 
@@ -142,6 +142,8 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         finished_ms: message.finished_ms,
         duration_ms: message.duration_ms,
         result_state: Some(message.result_state),
+        retryable: message.failure.as_ref().map(|f| f.retryable),
+        jitter: jitter(),
         report: signed.report(ReportKind::Result)?,
         at_ms: now_ms(),
     };
@@ -202,6 +204,8 @@ pub async fn receipt(service: &Service, to: To, run: sally_common::id::RunId, at
 /// Tells watchers of a change.
 pub async fn tell(service: &Service, change: &Change, message: Option<&ResultMessage>) {
     let mut record = records::run_head(&change.run, change.job.created_ms);
+    // What an attempt said that is followed by another one is not the run's last word.
+    let message = message.filter(|_| change.run.state.is_end());
     let whole = message.is_none_or(|m| records::add_report(&mut record, m));
     service.tell_run(&change.job.id, record, whole).await;
     if change.job_ended {
@@ -262,8 +266,8 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
     let answer = service.ledger.upsert_agents(vec![seen]).await?.into_iter().next();
     match answer {
         Some(Seen::Stale | Seen::OtherKey) | None => return Ok(()),
-        Some(Seen::NewIncarnation { .. }) => lost_journal(service, &signed, beat.from.incarnation).await?,
-        Some(Seen::New | Seen::Updated) => {}
+        // What the old journal held is settled when the new one has said what it holds: at its question.
+        Some(Seen::New | Seen::Updated | Seen::NewIncarnation { .. }) => {}
     }
     let was_offline = {
         let mut fleet = service.fleet();
@@ -285,9 +289,11 @@ async fn lost_journal(
     service: &Service,
     signed: &Signed<'_>,
     incarnation: sally_common::id::Incarnation,
+    held: &[RunAttempt],
 ) -> Result<(), Problem> {
     loop {
-        let lost = service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, now_ms()).await?;
+        let lost =
+            service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, held, now_ms()).await?;
         for change in &lost.changes {
             tell(service, change, None).await;
         }
@@ -330,8 +336,8 @@ async fn work(
                        move it away, then the agent starts as a new incarnation";
         return answer(service, to, ask, Some(message), 0).await;
     }
-    if incarnation != Some(ask.from.incarnation) {
-        lost_journal(service, signed, ask.from.incarnation).await?;
+    if boot || incarnation != Some(ask.from.incarnation) {
+        lost_journal(service, signed, ask.from.incarnation, held).await?;
         if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
             member.incarnation = Some(ask.from.incarnation);
         }

@@ -7,6 +7,7 @@ use sally_common::name::User;
 use sally_common::program;
 use sally_common::wire;
 use sally_common::wire::api::{ApiError, ErrorCode, Offline, Submit, Submitted, Target};
+use sally_common::wire::command::Lane;
 use sally_common::wire::order::{Order, Program};
 use sally_common::wire::record::AgentState;
 
@@ -41,6 +42,10 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
         signatures_json: serde_json::to_string(&submit.signatures).unwrap_or_default(),
         retry_of: submit.retry_of.clone(),
         offline: submit.offline,
+        priority: submit.priority,
+        latest_only: submit.latest_only.clone(),
+        direct: submit.lane == Lane::Direct,
+        retry: order.task.retry.clone().filter(|_| order.task.idempotent),
         targets: new_runs(service, &targets, now),
     };
     let runs = new.runs();
@@ -51,7 +56,8 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     let order_bytes = OrderBytes::new(submit.order.clone(), submit.signatures.clone());
     service.keep_order(job.clone(), order_bytes.clone());
     match service.ledger.submit(new).await.map_err(internal)? {
-        ledger::Submitted::Created(created) => {
+        ledger::Submitted::Replacing { job, .. } | ledger::Submitted::Created(job) => {
+            let created = job;
             // What does not arrive is sent again when its agent asks.
             service.publish_first(&runs, &order_bytes, now).await;
             let targets = targets.into_iter().map(|(_, t)| t).collect();
@@ -86,6 +92,7 @@ fn new_runs(service: &Service, targets: &[(Enrolled, Target)], now: i64) -> Vec<
             agent: enrolled.agent.clone(),
             agent_key: enrolled.key.clone(),
             dispatch_to: there.and_then(|m| m.incarnation),
+            refused: None,
         }
     };
     targets.iter().enumerate().map(new).collect()
