@@ -34,13 +34,13 @@ async fn the_latest_takes_the_place_of_what_waits_with_its_key() {
     let (agent, other) = (Who::new(0), Who::new(1));
     let keyed = |request: &str, key: &str, targets: Vec<NewRun>| NewJob {
         latest_only: Some(key.into()),
-        ..new_job(request, 0, targets)
+        ..new_job(request, i64::from(request.as_bytes()[0]), targets)
     };
     let first = created(&ledger, keyed("a", "config", vec![agent.target(), other.target()])).await.id;
     let running = created(&ledger, keyed("b", "else", vec![agent.target()])).await.id;
     ledger.dispatch(vec![agent.mark(&running.run(0), 1, 1)]).await.unwrap();
     ledger.started(agent.start(&running.run(0), 1, 2)).await.unwrap();
-    let unkeyed = created(&ledger, new_job("c", 0, vec![agent.target()])).await.id;
+    let unkeyed = created(&ledger, new_job("c", 99, vec![agent.target()])).await.id;
 
     let new = keyed("d", "config", vec![agent.target()]);
     let Submitted::Replacing { job, replaced } = ledger.submit(new).await.unwrap() else { panic!() };
