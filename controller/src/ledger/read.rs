@@ -156,11 +156,13 @@ impl Ledger {
     /// The same from the one with this number on.
     pub async fn waiting_from(&self, zone: &Zone, agent: &Agent, from: u32, limit: u32) -> Result<Vec<Run>> {
         let mut args = Args::default();
-        args.add(zone.as_str()).add(agent.as_str()).add(i64::from(limit.min(PAGE_MAX))).add(i64::from(from));
+        args.add(zone.as_str()).add(agent.as_str());
+        // A bound limit would have the statement planned anew each time; the callers know few numbers.
         let sql = format!(
             "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE zone = ? AND agent = ? AND NOT final \
              AND state IN ('pending', 'dispatched') AND cancel_requested_ms IS NULL AND retry_at_ms IS NULL \
-             AND NOT direct ORDER BY priority DESC, job, idx LIMIT ? OFFSET ?"
+             AND NOT direct ORDER BY priority DESC, job, idx LIMIT {} OFFSET {from}",
+            limit.min(PAGE_MAX)
         );
         self.all(sql, args, row::run).await
     }

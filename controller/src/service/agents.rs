@@ -44,8 +44,7 @@ pub async fn waiting(
 ) -> Result<RunPage, ApiError> {
     known(service, zone, agent)?;
     let limit = limit.clamp(1, PAGE);
-    let mut runs =
-        service.ledger.waiting_from(zone, agent, from, limit + 1).await.map_err(internal)?;
+    let mut runs = service.ledger.waiting_from(zone, agent, from, limit + 1).await.map_err(internal)?;
     let next = (runs.len() > limit as usize).then(|| from.saturating_add(limit));
     runs.truncate(limit as usize);
     let mut page = RunPage { runs: Vec::with_capacity(runs.len()), next };
@@ -109,8 +108,9 @@ pub async fn forget(
 ) -> Result<Purged, ApiError> {
     let target = known(service, zone, agent)?;
     let mut runs = give_up(service, &service.ledger, zone, agent).await.map_err(internal)?;
-    runs += stop_waiting(service, &target, "agent-forgotten", &format!("its agent was forgotten by {caller}"))
-        .await?;
+    runs +=
+        stop_waiting(service, &target, "agent-forgotten", &format!("its agent was forgotten by {caller}"))
+            .await?;
     service.ledger.drain(vec![(zone.clone(), agent.clone())], None).await.map_err(internal)?;
     service.ledger.forget_agent(zone, agent).await.map_err(internal)?;
     if let Some(member) = service.fleet().get_mut(zone, agent) {
@@ -120,12 +120,7 @@ pub async fn forget(
 }
 
 /// What the agent may have: nobody will say how it ended.
-async fn give_up(
-    service: &Service,
-    ledger: &Ledger,
-    zone: &Zone,
-    agent: &Agent,
-) -> Result<u64, LedgerError> {
+async fn give_up(service: &Service, ledger: &Ledger, zone: &Zone, agent: &Agent) -> Result<u64, LedgerError> {
     let held = ledger.held_by(zone, agent, HELD_READ).await?;
     let ids: Vec<RunId> = held.into_iter().filter(|r| !r.state.is_end()).map(|r| r.id).collect();
     let message = "the agent was forgotten; it may have run";
