@@ -12,6 +12,8 @@ use sally_common::trust::TrustList;
 use sally_common::wire::order::Profile;
 use serde::Deserialize;
 
+use crate::sandbox::Limits;
+
 /// Slots when none are configured: scripts mostly wait for something.
 pub const DEFAULT_SLOTS: u16 = 4;
 /// Most slots: each costs a process.
@@ -48,6 +50,8 @@ struct Written {
     labels: Labels,
     #[serde(default)]
     script: WrittenScript,
+    #[serde(default)]
+    limits: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,6 +98,8 @@ pub struct Config {
     pub labels: Labels,
     /// Environment of every script.
     pub script_env: BTreeMap<String, String>,
+    /// How much every script may use.
+    pub limits: Limits,
 }
 
 /// What is wrong with the configuration: everything, in one go.
@@ -139,6 +145,7 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
     if !(1..=3600).contains(&heartbeat_s) {
         note("heartbeat_s", format!("{heartbeat_s} is not between 1 and 3600 seconds"));
     }
+    let limits = limits(&written.limits, &mut note);
     let creds = base.join(&written.creds);
     if let Err(e) = std::fs::metadata(&creds) {
         note("creds", format!("cannot read {}: {e}", creds.display()));
@@ -165,9 +172,22 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
             tls_first: written.tls_first,
             labels: written.labels,
             script_env: written.script.env,
+            limits,
         }),
         _ => Err(problems),
     }
+}
+
+/// The usual limits with what is configured. Every one that is unknown, nothing or too much is noted.
+fn limits(written: &BTreeMap<String, u64>, note: &mut impl FnMut(&str, String)) -> Limits {
+    let mut limits = Limits::default();
+    for (name, value) in written {
+        match limits.set(name, *value) {
+            Ok(()) => {}
+            Err(problem) => note("limits", problem),
+        }
+    }
+    limits
 }
 
 fn read_trust(path: &Path) -> Result<TrustList, String> {
@@ -205,6 +225,19 @@ state_dir = "state"
         assert_eq!(config.profiles, [Profile::Strict]);
         assert_eq!(config.slots, DEFAULT_SLOTS);
         assert!(config.state_dir.is_absolute() && !config.launcher_is_external);
+    }
+
+    #[test]
+    fn limits_are_set_by_name_and_checked() {
+        let config = load_text(&format!("{GOOD}[limits]\nmemory_bytes = 4096\ncpu_ms = 9\n")).expect("good");
+        let expected = Limits { memory_bytes: 4096, cpu_ms: 9, ..Limits::default() };
+        assert_eq!(config.limits, expected);
+        let text = format!("{GOOD}[limits]\nmemory = 1\nprocesses = 0\nopen_files = 70000\n");
+        let error = load_text(&text).expect_err("bad");
+        for part in ["no limit is called memory;", "processes = 0 is not between 1 and", "open_files = 70000"]
+        {
+            assert!(error.contains(part), "{part} in {error}");
+        }
     }
 
     #[test]

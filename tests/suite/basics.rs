@@ -32,6 +32,30 @@ fn three_agents_answer_one_inventory() {
 }
 
 #[test]
+fn a_settled_runs_folder_serves_the_next_run() {
+    use std::os::unix::fs::MetadataExt as _;
+    let up = Up::start(1);
+    let spare = up.dir().join("agents/local-1/state/spare");
+    let put_aside = |what: &str| {
+        eventually(what, || {
+            let mut folders = std::fs::read_dir(&spare).ok()?.flatten();
+            let folder = folders.next()?.path();
+            let file = |name: &str| std::fs::metadata(folder.join(name)).ok();
+            // Emptied, and the same files as before: new ones cost a file system more than the rest of a run.
+            let alone = folders.next().is_none();
+            file("stdout")
+                .filter(|_| alone && file("released").is_some_and(|f| f.len() == 0))
+                .map(|f| f.ino())
+        })
+    };
+    up.sally(&["exec", "-a", "local-1", "--", "sh", "-c", "echo first"]).expect(0);
+    let first = put_aside("the first run's folder is put aside");
+    let said = up.sally(&["exec", "-a", "local-1", "--", "sh", "-c", "echo second"]).expect(0);
+    assert_eq!(said.text(), "second\n");
+    assert_eq!(put_aside("the second run's folder is put aside"), first);
+}
+
+#[test]
 fn the_end_of_up_is_the_end_of_all_it_started_and_the_ledger_stays() {
     let up = Up::start(2);
     let id = up.sally(&["exec", "--all", "--detach", "--", "sleep", "600"]).expect(0).text();

@@ -11,7 +11,9 @@
 mod bad_input;
 mod basics;
 mod demo;
+mod effects;
 mod facts;
+mod faults;
 mod forgery;
 mod harness;
 mod isolation;

@@ -102,18 +102,17 @@ impl Journal {
     /// Opens or creates the journal. Blocking; called before the agent's loop begins.
     pub fn open(path: &Path) -> Result<(Journal, Recovered), JournalError> {
         let fail = |problem: String| JournalError::Open { path: path.to_owned(), problem };
-        let database = Database::builder()
-            // The default is 1 GiB; an agent's journal is a few megabytes.
-            .set_cache_size(1024 * 1024)
-            .create(path)
-            .map_err(|e| fail(e.to_string()))?;
+        let database = open_file(path).map_err(fail)?;
         let (recovered, counter) = recover(&database).map_err(fail)?;
         let reserved = counter + COUNTER_STEP;
         commit(&database, &[Write::Counter { ahead: reserved }]).map_err(fail)?;
         let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || serve(&database, &receiver))
+            .spawn({
+                let path = path.to_owned();
+                move || serve(&path, database, &receiver)
+            })
             .map_err(|e| fail(e.to_string()))?;
         Ok((Journal { sender: Some(sender), thread: Some(thread), counter, reserved }, recovered))
     }
@@ -205,12 +204,30 @@ impl Pending {
     }
 }
 
-fn serve(database: &Database, receiver: &Receiver<Command>) {
+fn open_file(path: &Path) -> Result<Database, String> {
+    let mut builder = Database::builder();
+    // The default is 1 GiB; an agent's journal is a few megabytes.
+    builder.set_cache_size(1024 * 1024);
+    builder.create(path).map_err(|e| e.to_string())
+}
+
+/// After an error of the disk the database takes nothing any more until it is opened anew, which reads what is there and
+/// repairs it. Until that succeeds every command fails, so nothing starts.
+fn serve(path: &Path, database: Database, receiver: &Receiver<Command>) {
+    let mut database = Some(database);
     while let Ok(first) = receiver.recv() {
         let mut batch = vec![first];
         batch.extend(receiver.try_iter().take(BATCH - 1));
         let (writes, waiting): (Vec<_>, Vec<_>) = batch.into_iter().map(|c| (c.write, c.done)).unzip();
-        let outcome = commit(database, &writes);
+        let opened = match database.take() {
+            Some(database) => Ok(database),
+            None => open_file(path),
+        };
+        let outcome = opened.and_then(|opened| {
+            commit(&opened, &writes)?;
+            database = Some(opened);
+            Ok(())
+        });
         for done in waiting {
             // Nobody waits for a receipt's commit; that is no error.
             let _ = done.send(outcome.clone().map_err(JournalError::Write));
@@ -259,7 +276,9 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
             }
         }
     }
+    sally_common::fail::io("agent.journal.commit")?;
     transaction.commit()?;
+    sally_common::fail::point("agent.journal.committed");
     Ok(())
 }
 

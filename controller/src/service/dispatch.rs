@@ -183,6 +183,7 @@ impl Service {
             })
             .collect();
         let mut allowed = self.ledger.dispatch(marks).await?.into_iter();
+        sally_common::fail::point("controller.dispatch.after-mark");
         let mut sent = 0;
         for (run, to, attempt) in ready {
             if !is_marked(run, &to, attempt) && allowed.next() != Some(true) {

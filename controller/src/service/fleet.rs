@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sally_common::clock::rfc3339;
-use sally_common::id::Incarnation;
+use sally_common::id::{Incarnation, Nonce};
 use sally_common::key::PublicKey;
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::{Targets, is_glob, pattern_matches};
@@ -33,6 +33,8 @@ pub struct Member {
     pub incarnation: Option<Incarnation>,
     /// The counter of the last report.
     pub counter: u64,
+    /// The process that speaks, and the counter that was heard before it did: it must be above that.
+    pub floor: (Option<Nonce>, u64),
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
     /// When anything signed was last heard, by the controller's wall clock.
@@ -66,6 +68,7 @@ impl Member {
             enrolled,
             incarnation: None,
             counter: 0,
+            floor: (None, 0),
             heartbeat: None,
             seen_ms: None,
             drained: false,
@@ -94,6 +97,19 @@ impl Member {
         }
         self.hint = (now_ms + pause_ms, (pause_ms * 2).min(HINT_MAX_MS));
         true
+    }
+
+    /// The counter that this process must be above: an older copy of the journal is not. Of the same process
+    /// questions and heartbeats may overtake each other.
+    pub fn floor(&self, instance: Option<Nonce>) -> u64 {
+        if instance.is_some() && self.floor.0 == instance { self.floor.1 } else { self.counter }
+    }
+
+    /// It speaks with this journal now; the counter of another one says nothing of it.
+    pub fn is_now(&mut self, incarnation: Incarnation) {
+        if self.incarnation != Some(incarnation) {
+            (self.incarnation, self.counter, self.floor.1) = (Some(incarnation), 0, 0);
+        }
     }
 
     /// It has asked, and so many dispatches wait beyond what it was sent.

@@ -154,6 +154,7 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         report: signed.report(ReportKind::Result)?,
         at_ms: now_ms(),
     };
+    sally_common::fail::point("controller.result.before-commit");
     let mut settled = service.ledger.settle(settlement.clone()).await?;
     if matches!(settled, Settled::Unknown) {
         // The ledger was lost, or is an older copy: what its agent still holds comes back.
@@ -162,6 +163,7 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
             settled = service.ledger.settle(settlement).await?;
         }
     }
+    sally_common::fail::point("controller.result.after-commit");
     // Whoever waits for the end hears of it first; the agent can wait for its receipt.
     if let Settled::Committed(change) = &settled {
         service.output.forget(&message.run);
@@ -173,7 +175,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     }
     if matches!(settled, Settled::Committed(_) | Settled::Duplicate { .. } | Settled::Stale { .. }) {
         let stored = Stored::Result { digest: Digest::of(&signed.message.payload) };
+        sally_common::fail::point("controller.receipt.before");
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
+        sally_common::fail::point("controller.receipt.after");
     }
     Ok(())
 }
@@ -221,10 +225,8 @@ pub async fn tell(service: &Service, change: &Change, message: Option<&ResultMes
     // What an attempt said that is followed by another one is not the run's last word.
     let message = message.filter(|_| change.run.state.is_end());
     let whole = message.is_none_or(|m| records::add_report(&mut record, m));
-    service.tell_run(&change.job.id, record, whole).await;
-    if change.job_ended {
-        service.tell_ended(records::job(&change.job)).await;
-    }
+    let ended = change.job_ended.then(|| records::job(&change.job));
+    service.tell_run(&change.job.id, record, whole, ended).await;
 }
 
 async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
@@ -242,6 +244,7 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
             return ended(service, &signed, &state, attempt, end, exit_code, finished_ms).await;
         }
         News::Started { started_ms } => {
+            sally_common::fail::point("controller.started.before-commit");
             service.ledger.started(StartMark { run, attempt, agent_key, incarnation, started_ms }).await?
         }
         News::Progress { progress } => {
@@ -399,9 +402,7 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
         let mut fleet = service.fleet();
         let Some(member) = fleet.get_mut(&signed.zone, &signed.agent) else { return Ok(()) };
         let was_offline = member.state(seen_ms) == AgentState::Offline;
-        if member.incarnation != Some(beat.from.incarnation) {
-            (member.incarnation, member.counter) = (Some(beat.from.incarnation), 0);
-        }
+        member.is_now(beat.from.incarnation);
         member.counter = member.counter.max(beat.from.counter);
         member.seen_ms = Some(seen_ms);
         member.heartbeat = Some(beat);
@@ -458,6 +459,10 @@ async fn presence(
         let member = fleet.get_mut(&signed.zone, &signed.agent);
         let Some((member, instance)) = member.zip(instance) else { return Verdict::Welcome };
         let gone = member.state(now) == AgentState::Offline;
+        if member.floor.0 != Some(instance) {
+            let same = member.incarnation == Some(from.incarnation);
+            member.floor = (Some(instance), if same { member.counter } else { 0 });
+        }
         member.presence.hear(instance, goodbye, gone, now)
     };
     match verdict {
@@ -482,7 +487,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     let (before, counter, greeted, drained) = {
         let fleet = service.fleet();
         let member = fleet.get(&signed.zone, &signed.agent);
-        member.map_or((None, 0, false, false), |m| (m.incarnation, m.counter, m.greeted, m.drained))
+        member.map_or((None, 0, false, false), |m| (m.incarnation, m.floor(instance), m.greeted, m.drained))
     };
     if boot && before == Some(ask.from.incarnation) && ask.from.counter < counter {
         tracing::error!(agent = %signed.agent, zone = %signed.zone, "its journal is an old copy");
@@ -493,9 +498,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
         lost_journal(service, signed, ask.from.incarnation, held).await?;
     }
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
-        if member.incarnation != Some(ask.from.incarnation) {
-            (member.incarnation, member.counter) = (Some(ask.from.incarnation), 0);
-        }
+        member.is_now(ask.from.incarnation);
         member.counter = member.counter.max(ask.from.counter);
         member.seen_ms = Some(now_ms());
     }
@@ -514,6 +517,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     }
     let due = if drained { Vec::new() } else { due(service, signed, credit, held.len(), &holds).await? };
     let now = due.len().min(credit as usize);
+    sally_common::fail::point("controller.ask.before-answer");
     service.dispatch_to(&to, &due[..now], ask.nonce).await?;
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
         member.asked(now_ms(), due.len() - now);

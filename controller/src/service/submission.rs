@@ -59,6 +59,7 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     }
     let order_bytes = OrderBytes::new(submit.order.clone(), submit.signatures.clone());
     service.keep_order(job.clone(), order_bytes.clone());
+    sally_common::fail::point("controller.submit.before-commit");
     match service.ledger.submit(new).await.map_err(internal)? {
         ledger::Submitted::Replacing { job, replaced } => {
             service.tell_stopped(&replaced).await;
@@ -103,7 +104,9 @@ async fn send_out(
         true => service.ledger.runs(&job.id, 0, ledger::PAGE_MAX, &[]).await.map_err(internal)?,
         false => runs,
     };
+    sally_common::fail::point("controller.submit.after-commit");
     service.publish_first(&runs, order, now).await;
+    sally_common::fail::point("controller.submit.after-dispatch");
     let mut hints = Vec::new();
     {
         let mut fleet = service.fleet();
@@ -119,7 +122,7 @@ async fn send_out(
         service.hint(&zone, &agent).await.map_err(internal)?;
     }
     for run in runs.iter().filter(|run| run.state.is_end()) {
-        service.tell_run(&job.id, records::run_head(run, job.created_ms), true).await;
+        service.tell_run(&job.id, records::run_head(run, job.created_ms), true, None).await;
     }
     if job.ended_ms.is_some() {
         service.tell_ended(records::job(job)).await;
