@@ -175,3 +175,131 @@ fn control_characters_do_not_reach_a_terminal() {
         assert!(shown.contains("2J") || shown.contains("9b"), "{line} shows it escaped: {shown:?}");
     }
 }
+
+#[test]
+fn a_cancellation_may_come_before_its_job() {
+    let up = Up::start(1);
+    let said = up.sally(&["job", "cancel", "--request-id", "early-1"]).expect(0);
+    assert!(said.stderr.contains("will be cancelled when it comes"), "{}", said.stderr);
+    let record = up.json(&["exec", "-a", "local-1", "--request-id", "early-1", "--", "true"], 9);
+    assert_eq!((states(&record), &record["runs"][0]["started_at"]), (vec!["cancelled"], &Value::Null));
+    up.sally(&["job", "cancel", "--request-id", "early-1"]).expect(0);
+    up.sally(&["exec", "-a", "local-1", "--request-id", "late-1", "--", "true"]).expect(0);
+}
+
+#[test]
+fn an_idempotent_task_is_tried_again_until_it_succeeds() {
+    let up = Up::start(1);
+    let script = r#"echo "attempt $SALLY_ATTEMPT"; [ "$SALLY_ATTEMPT" -gt 2 ] || exit 75"#;
+    let line = |more: &[&'static str]| {
+        let mut all = vec!["exec", "-a", "local-1", "--idempotent", "--backoff", "100ms", "--retries"];
+        all.extend(more);
+        all.extend(["--", "sh", "-c", script]);
+        all
+    };
+    let said = up.sally(&line(&["3", "--retry-on", "exit=70-79"])).expect(0);
+    assert!(said.text().ends_with("attempt 3\n"), "{}", said.text());
+    assert!(
+        said.stderr.contains("local-1: exit code 75 · attempt 1 ended, the next one "),
+        "{}",
+        said.stderr
+    );
+    let record = up.json(&["job", "show", "latest"], 0);
+    assert_eq!(
+        (&record["runs"][0]["attempt"], &record["runs"][0]["stdout"]),
+        (&json!(3), &json!("attempt 3\n"))
+    );
+
+    let bounded = up.json(&line(&["1"]), 3);
+    assert_eq!((&bounded["runs"][0]["attempt"], &bounded["runs"][0]["exit_code"]), (&json!(2), &json!(75)));
+    let other = up.json(&line(&["3", "--retry-on", "exit=1"]), 3);
+    assert_eq!(other["runs"][0]["attempt"], 1, "another ending");
+    up.sally(&["exec", "-a", "local-1", "--retries", "2", "--", "true"]).expect(2);
+}
+
+#[test]
+fn a_retry_by_hand_is_a_new_job_for_those_that_failed() {
+    let up = Up::start(2);
+    let script = r#"[ "$SALLY_AGENT" != local-2 ] || exit 1"#;
+    let first = up.json(&["exec", "--all", "-p", "k=v", "--", "sh", "-c", script], 3);
+    let second = up.json(&["job", "retry", "latest", "--only", "failed"], 3);
+    assert_eq!(second["job"]["retry_of"], first["job"]["id"]);
+    assert_eq!((states(&second), &second["runs"][0]["agent"]), (vec!["failed"], &json!("local-2")));
+    let none = up.sally(&["job", "retry", "latest", "--only", "expired,unknown"]).expect(4);
+    assert!(none.stderr.contains("no run that is expired or unknown"), "{}", none.stderr);
+    let id = first["job"]["id"].as_str().unwrap();
+    let all = up.json(&["job", "retry", id, "--only", "all", "-a", "local-1"], 0);
+    assert_eq!((states(&all), &all["runs"][0]["agent"]), (vec!["succeeded"], &json!("local-1")));
+}
+
+#[test]
+fn waiting_work_is_ordered_replaced_listed_and_purged() {
+    let up = one_away();
+    let submit = |more: &[&str]| {
+        let mut with = vec!["-a", "edge-1"];
+        with.extend(more);
+        with.extend(["--", "true"]);
+        detached(&up, &with)
+    };
+    let low = submit(&["--priority", "1"]);
+    let plain = submit(&[]);
+    let high = submit(&["--priority", "9"]);
+    let plain_later = submit(&[]);
+    let old = submit(&["--latest-only", "inventory"]);
+    let new = submit(&["--latest-only", "inventory"]);
+    let record = up.json(&["job", "show", &old], 0);
+    assert_eq!(states(&record), ["cancelled"], "{record}");
+
+    let order = [&high, &plain, &plain_later, &new, &low];
+    let listed = up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text();
+    let expected: Vec<String> = order.iter().map(|job| format!("{job}-0")).collect();
+    assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
+
+    let agent = comes_back(&up);
+    let mut started = Vec::new();
+    for job in order {
+        let record = up.json(&["job", "wait", job, "--wait", "60s"], 0);
+        started.push(record["runs"][0]["started_at"].as_str().unwrap().to_owned());
+    }
+    assert!(started.is_sorted(), "in that order, one after the other: {started:?}");
+    agent.stop();
+
+    let gone = submit(&[]);
+    let asked = up.sally(&["agent", "purge", "-a", "edge-1"]).expect(2);
+    assert!(asked.stderr.contains("1 run wait") && asked.stderr.contains("--yes"), "{}", asked.stderr);
+    let purged = up.json(&["agent", "purge", "-a", "edge-1", "--yes"], 0);
+    assert_eq!(purged["runs"], 1);
+    up.sally(&["job", "wait", &gone, "--wait", "60s"]).expect(9);
+    assert_eq!(up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text(), "");
+}
+
+#[test]
+fn a_drained_agent_finishes_what_runs_and_takes_nothing_new() {
+    let up = Up::start(1);
+    let running = detached(&up, &["-a", "local-1", "--", "sh", "-c", "echo begun; sleep 3; echo ended"]);
+    eventually("the script has begun", || {
+        (up.sally(&["job", "logs", &running]).expect(0).text() == "begun\n").then_some(())
+    });
+    up.sally(&["agent", "drain", "-a", "local-1"]).expect(0);
+    let waits = detached(&up, &["-a", "local-1", "--", "true"]);
+    let ended = up.json(&["job", "wait", &running, "--wait", "60s"], 0);
+    assert_eq!(ended["runs"][0]["stdout"], "begun\nended\n");
+    assert!(up.sally(&["agent", "ls"]).expect(0).text().contains("draining"));
+    // The slot was free since the end of the first; what waits has not moved.
+    let listed = up.sally(&["agent", "waiting", "local-1", "-o", "name"]).expect(0).text();
+    assert_eq!(listed, format!("{waits}-0\n"));
+    up.sally(&["agent", "resume", "-a", "local-1"]).expect(0);
+    up.sally(&["job", "wait", &waits, "--wait", "60s"]).expect(0);
+    assert!(!up.sally(&["agent", "ls"]).expect(0).text().contains("draining"));
+}
+
+#[test]
+fn the_direct_lane_is_refused_for_agents_that_are_not_connected() {
+    let up = one_away();
+    let record = up.json(&["exec", "-a", "edge-1", "--lane", "direct", "--", "true"], 6);
+    let run = &record["runs"][0];
+    assert_eq!((&run["state"], &run["reason"]), (&json!("rejected"), &json!("not-connected")), "{run}");
+    assert_eq!((&run["final"], &run["started_at"]), (&json!(true), &Value::Null), "{run}");
+    // It waits for nobody: there is nothing to be run when the agent comes.
+    assert_eq!(up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text(), "");
+}
