@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod basics;
+mod delivery;
 mod demo;
 mod effects;
 mod facts;
