@@ -1,305 +1,154 @@
-//! What people do when agents are away and when things fail: by the command line, with the real programs.
+//! What the controller does so that nothing is lost and nothing comes twice: retries, order, lanes, early cancellations.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use serde_json::{Value, json};
+use crate::effects::send;
+use crate::harness::{Up, eventually};
 
-use crate::harness::{Up, eventually, programs, run};
-use crate::outside::Own;
+/// Runs that wait for an agent that is away. By hand a thousand; here enough to need many questions.
+const WAITING: usize = 200;
 
-/// An `up` with one agent there, `local-1`, and one that is enrolled and away, `edge-1`.
-fn one_away() -> Up {
-    Up::start_with(1, &["--prepare", "edge-1"])
+/// An agent that is frozen until this is dropped, and judged to be offline.
+struct Away(i32);
+
+impl Away {
+    fn freeze(up: &Up, agent: &str) -> Away {
+        let pid = up.pid_of(agent).unwrap();
+        send(pid, Signal::SIGSTOP);
+        let away = Away(pid);
+        eventually("the agent is judged to be offline", || (state_of(up, agent) == "offline").then_some(()));
+        away
+    }
 }
 
-/// Starts the agent that was away, with one slot: what waits is run one after the other.
-fn comes_back(up: &Up) -> Own {
-    let path = up.dir().join("agents/edge-1/agent.toml");
-    let mut config: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
-    config.insert("slots".into(), 1.into());
-    std::fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
-    let mut command = Command::new(programs().join("sally-agent"));
-    Own::start(command.arg("run").arg("--config").arg(path), &up.scratch().join("edge-1.agent.log"))
+impl Drop for Away {
+    fn drop(&mut self) {
+        send(self.0, Signal::SIGCONT);
+    }
 }
 
-/// Submits and returns the job's id.
-#[track_caller]
+fn state_of(up: &Up, agent: &str) -> String {
+    let all = up.json(&["agent", "ls"], 0);
+    let one = all["agents"].as_array().unwrap().iter().find(|a| a["agent"] == agent);
+    one.unwrap()["state"].as_str().unwrap().to_owned()
+}
+
 fn detached(up: &Up, args: &[&str]) -> String {
-    let mut with = vec!["exec", "--detach"];
-    with.extend(args);
-    up.sally(&with).expect(0).text().trim().to_owned()
+    let mut all = vec!["exec", "-a", "local-1", "--detach"];
+    all.extend(args);
+    up.sally(&all).expect(0).text().trim().to_owned()
 }
 
-fn states(record: &Value) -> Vec<&str> {
-    record["runs"].as_array().unwrap().iter().map(|r| r["state"].as_str().unwrap()).collect()
+fn run_of(up: &Up, id: &str) -> Value {
+    up.json(&["job", "show", id], 0)["runs"][0].clone()
 }
 
 #[test]
-fn the_same_request_id_is_the_same_job_and_another_body_a_conflict() {
+fn an_idempotent_task_is_tried_again_and_no_other() {
     let up = Up::start(1);
-    let submit = |word: &str| {
-        up.sally(&["exec", "-a", "local-1", "--request-id", "night-1", "-o", "json", "--", "echo", word])
-    };
-    let first = submit("a").expect(0).json();
-    let again = submit("a").expect(0);
-    assert!(again.stderr.contains("submitted before with this request id"), "{}", again.stderr);
-    assert_eq!(again.json()["job"]["id"], first["job"]["id"]);
-    let other = submit("b").expect(8);
-    assert!(
-        other.stderr.contains(first["job"]["id"].as_str().unwrap()),
-        "it names the job: {}",
-        other.stderr
-    );
-    assert_eq!(up.json(&["job", "ls"], 0)["jobs"].as_array().unwrap().len(), 1);
+    let failing = ["--", "sh", "-c", "echo $SALLY_ATTEMPT; [ $SALLY_ATTEMPT -ge 3 ]"];
+    let mut args = vec!["exec", "-a", "local-1", "--idempotent", "--retries", "4", "--backoff", "100ms"];
+    args.extend(failing);
+    let run = up.json(&args, 0)["runs"][0].clone();
+    assert_eq!((&run["state"], &run["attempt"], &run["stdout"]), (&"succeeded".into(), &3.into(), &"3\n".into()));
+
+    let mut args = vec!["exec", "-a", "local-1", "--idempotent", "--retries", "1", "--backoff", "100ms"];
+    args.extend(failing);
+    let run = up.json(&args, 3)["runs"][0].clone();
+    assert_eq!((&run["state"], &run["attempt"], &run["final"]), (&"failed".into(), &2.into(), &true.into()));
+
+    let mut args = vec!["exec", "-a", "local-1"];
+    args.extend(failing);
+    let run = up.json(&args, 3)["runs"][0].clone();
+    assert_eq!((&run["attempt"], &run["stdout"]), (&1.into(), &"1\n".into()));
 }
 
 #[test]
-fn offline_targets_wait_are_left_out_or_refuse_the_job() {
-    let up = one_away();
-    let waits = detached(&up, &["--all", "--", "true"]);
-    let record = eventually("the end of the run on the agent that is there", || {
-        let record = up.json(&["job", "show", &waits], 0);
-        (record["job"]["counts"]["succeeded"] == 1).then_some(record)
+fn a_run_that_waits_for_its_next_attempt_can_be_cancelled() {
+    let up = Up::start(1);
+    let id = detached(&up, &["--idempotent", "--retries", "5", "--backoff", "10m", "--backoff-max", "10m", "--", "false"]);
+    let waits = eventually("it waits for its next attempt", || {
+        let run = run_of(&up, &id);
+        run["retry_at"].is_string().then_some(run)
     });
-    assert_eq!(record["job"]["state"], "running", "the other one waits: {record}");
-
-    let skipped = up.json(&["exec", "--all", "--offline", "skip", "--", "true"], 0);
-    assert_eq!(skipped["runs"].as_array().unwrap().len(), 1);
-    let refused = up.sally(&["exec", "--all", "--offline", "fail", "--", "true"]).expect(4);
-    assert!(refused.stderr.contains("edge-1"), "{}", refused.stderr);
-    assert_eq!(up.json(&["job", "ls"], 0)["jobs"].as_array().unwrap().len(), 2, "nothing was submitted");
-
-    let agent = comes_back(&up);
-    up.sally(&["job", "wait", &waits, "--wait", "60s"]).expect(0);
-    agent.stop();
+    assert_eq!((&waits["state"], &waits["attempt"]), (&"pending".into(), &1.into()), "{waits}");
+    up.sally(&["job", "cancel", &id]).expect(0);
+    let run = run_of(&up, &id);
+    assert_eq!((&run["state"], &run["final"]), (&"cancelled".into(), &true.into()), "{run}");
 }
 
 #[test]
-fn cancelling_works_before_during_and_after_a_run() {
-    let up = one_away();
-    // Before: it waits for an agent that is away, which then never starts it.
-    let before = detached(&up, &["-a", "edge-1", "--", "true"]);
-    let said = up.sally(&["job", "cancel", &before]).expect(0);
-    assert!(said.stderr.contains(&before), "{}", said.stderr);
-    up.sally(&["job", "cancel", &before]).expect(0);
-    up.sally(&["job", "wait", &before, "--wait", "60s"]).expect(9);
-    let agent = comes_back(&up);
-    up.sally(&["exec", "-a", "edge-1", "--wait", "60s", "--", "true"]).expect(0);
-    let record = up.json(&["job", "show", &before], 0);
-    assert_eq!((states(&record), &record["runs"][0]["started_at"]), (vec!["cancelled"], &Value::Null));
-    agent.stop();
-
-    // During: TERM is heard.
-    let script = "trap 'echo ending; exit 5' TERM; echo begun; while :; do sleep 0.1; done";
-    let during = detached(&up, &["-a", "local-1", "--", "sh", "-c", script]);
-    eventually("the script has begun", || {
-        (up.sally(&["job", "logs", &during]).expect(0).text() == "begun\n").then_some(())
+fn a_returning_agent_takes_everything_once_and_in_order() {
+    let up = Up::start(1);
+    let away = Away::freeze(&up, "local-1");
+    let ids: Vec<String> = (0..WAITING).map(|_| detached(&up, &["--", "true"])).collect();
+    let urgent = detached(&up, &["--priority", "9", "--", "true"]);
+    drop(away);
+    let runs: Vec<Value> = eventually("all are done", || {
+        let last = run_of(&up, ids.last().unwrap());
+        (last["final"] == true).then(|| ids.iter().map(|id| run_of(&up, id)).collect())
     });
-    up.sally(&["job", "cancel", &during]).expect(0);
-    let ended = up.json(&["job", "wait", &during, "--wait", "60s"], 9);
-    assert_eq!(
-        (&ended["runs"][0]["state"], &ended["runs"][0]["stdout"]),
-        (&json!("cancelled"), &json!("begun\nending\n"))
-    );
-    assert!(!ended["runs"][0]["cancel_requested_at"].is_null());
-
-    // After: nothing changes.
-    let said = up.sally(&["job", "cancel", &during]).expect(0);
-    assert!(said.stderr.contains("had ended already: cancelled"), "{}", said.stderr);
-}
-
-#[test]
-fn an_interrupted_follow_goes_on_without_loss_or_repetition() {
-    let up = Up::start(1);
-    let script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); sleep 0.02; done";
-    let job = detached(&up, &["-a", "local-1", "--", "sh", "-c", script]);
-    let mut follower = up.command();
-    follower.args(["job", "logs", &job, "-f"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = follower.spawn().unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut seen = String::new();
-    while seen.lines().count() < 50 {
-        assert_ne!(stdout.read_line(&mut seen).unwrap(), 0, "it ended too early: {seen}");
+    for run in &runs {
+        assert_eq!((&run["state"], &run["attempt"], &run["final"]), (&"succeeded".into(), &1.into(), &true.into()));
     }
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    stdout.read_to_string(&mut seen).unwrap();
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    let after = said.split("--after ").nth(1).unwrap_or_else(|| panic!("no cursor: {said}")).trim();
-    let rest = up.sally(&["job", "logs", &job, "-f", "--after", after]).expect(0).text();
-    assert!(!rest.is_empty(), "it had ended before it was interrupted");
-    let whole: String = (0..400).map(|n| format!("line {n}\n")).collect();
-    assert_eq!(format!("{seen}{rest}"), whole);
-}
-
-/// What a script prints cannot drive the terminal of whoever looks at it, in any way of looking.
-#[test]
-fn control_characters_do_not_reach_a_terminal() {
-    let up = Up::start(2);
-    let evil = r#"printf 'x\033[2J\302\2332J\r\033]0;t\007y\n'; printf '{"a":"\302\2332J"}' >&3"#;
-    up.sally(&["exec", "--all", "--", "sh", "-c", evil]).expect(0);
-    let context = up.dir().join("context.toml");
-    let sally = format!("{} --context {}", programs().join("sally").display(), context.display());
-    // `script` gives it a terminal of its own.
-    let on_terminal = |line: &str| {
-        let mut command = Command::new("script");
-        command
-            .args(["-qec", &format!("{sally} {line}"), "/dev/null"])
-            .env("TERM", "dumb")
-            .env("NO_COLOR", "1");
-        String::from_utf8(run(&mut command).expect(0).stdout).unwrap()
-    };
-    assert!(on_terminal("job logs latest --raw").contains("\u{1b}[2J"), "--raw passes them on");
-    for line in [
-        "job logs latest",
-        "job logs latest -a local-1",
-        "job show latest",
-        "job show latest -o json",
-        "job show latest -o yaml",
-        "job show latest -o csv",
-        "job show latest -o wide",
-        "job result latest",
-        "job result latest -a local-1",
-        "exec --all -- printf '\\033[2J\\302\\233'",
-        "exec -a local-1 -- printf '\\033[2J\\302\\233'",
-        "exec --all --stream -- printf '\\033[2J\\302\\233'",
-    ] {
-        let shown = on_terminal(line);
-        // Our own clearing of the status line is the one sequence that may be there.
-        let shown = shown.replace("\r\u{1b}[2K", "").replace("\r\n", "\n");
-        let driving = shown.chars().find(|c| c.is_control() && *c != '\n');
-        assert_eq!(driving, None, "{line}: {shown:?}");
-        assert!(shown.contains("2J") || shown.contains("9b"), "{line} shows it escaped: {shown:?}");
+    let started = |run: &Value| run["started_at"].as_str().unwrap().to_owned();
+    let times: Vec<String> = runs.iter().map(started).collect();
+    // Four slots start side by side: a run may overtake its three neighbours and no other.
+    for n in 0..times.len() - 4 {
+        assert!(times[n] <= times[n + 4], "run {n} started at {}, run {} at {}", times[n], n + 4, times[n + 4]);
     }
+    let urgent = started(&run_of(&up, &urgent));
+    assert!(urgent <= times[4], "the urgent one at {urgent}, the fifth of the others at {}", times[4]);
 }
 
 #[test]
-fn a_cancellation_may_come_before_its_job() {
+fn the_latest_takes_the_place_of_what_waits() {
     let up = Up::start(1);
-    let said = up.sally(&["job", "cancel", "--request-id", "early-1"]).expect(0);
-    assert!(said.stderr.contains("will be cancelled when it comes"), "{}", said.stderr);
-    let record = up.json(&["exec", "-a", "local-1", "--request-id", "early-1", "--", "true"], 9);
-    assert_eq!((states(&record), &record["runs"][0]["started_at"]), (vec!["cancelled"], &Value::Null));
-    up.sally(&["job", "cancel", "--request-id", "early-1"]).expect(0);
-    up.sally(&["exec", "-a", "local-1", "--request-id", "late-1", "--", "true"]).expect(0);
+    let away = Away::freeze(&up, "local-1");
+    let old = detached(&up, &["--latest-only", "config", "--", "echo", "old"]);
+    let new = detached(&up, &["--latest-only", "config", "--", "echo", "new"]);
+    let run = run_of(&up, &old);
+    assert_eq!((&run["state"], &run["reason"]), (&"cancelled".into(), &"replaced".into()), "{run}");
+    assert!(run["message"].as_str().unwrap().contains(&new), "{run}");
+    drop(away);
+    let run = eventually("the new one is done", || Some(run_of(&up, &new)).filter(|r| r["final"] == true));
+    assert_eq!(run["stdout"], "new\n");
 }
 
 #[test]
-fn an_idempotent_task_is_tried_again_until_it_succeeds() {
+fn the_direct_lane_waits_for_nobody() {
     let up = Up::start(1);
-    let script = r#"echo "attempt $SALLY_ATTEMPT"; [ "$SALLY_ATTEMPT" -gt 2 ] || exit 75"#;
-    let line = |more: &[&'static str]| {
-        let mut all = vec!["exec", "-a", "local-1", "--idempotent", "--backoff", "100ms", "--retries"];
-        all.extend(more);
-        all.extend(["--", "sh", "-c", script]);
-        all
-    };
-    let said = up.sally(&line(&["3", "--retry-on", "exit=70-79"])).expect(0);
-    assert!(said.text().ends_with("attempt 3\n"), "{}", said.text());
-    assert!(
-        said.stderr.contains("local-1: exit code 75 · attempt 1 ended, the next one "),
-        "{}",
-        said.stderr
-    );
-    let record = up.json(&["job", "show", "latest"], 0);
-    assert_eq!(
-        (&record["runs"][0]["attempt"], &record["runs"][0]["stdout"]),
-        (&json!(3), &json!("attempt 3\n"))
-    );
-
-    let bounded = up.json(&line(&["1"]), 3);
-    assert_eq!((&bounded["runs"][0]["attempt"], &bounded["runs"][0]["exit_code"]), (&json!(2), &json!(75)));
-    let other = up.json(&line(&["3", "--retry-on", "exit=1"]), 3);
-    assert_eq!(other["runs"][0]["attempt"], 1, "another ending");
-    up.sally(&["exec", "-a", "local-1", "--retries", "2", "--", "true"]).expect(2);
+    let run = up.json(&["exec", "-a", "local-1", "--lane", "direct", "--", "echo", "hello"], 0)["runs"][0].clone();
+    assert_eq!((&run["state"], &run["stdout"]), (&"succeeded".into(), &"hello\n".into()));
+    let away = Away::freeze(&up, "local-1");
+    let run = up.json(&["exec", "-a", "local-1", "--lane", "direct", "--", "true"], 6)["runs"][0].clone();
+    assert_eq!((&run["state"], &run["reason"]), (&"rejected".into(), &"not-connected".into()), "{run}");
+    drop(away);
+    let run = up.json(&["exec", "-a", "local-1", "--", "true"], 0)["runs"][0].clone();
+    assert_eq!(run["state"], "succeeded");
 }
 
 #[test]
-fn a_retry_by_hand_is_a_new_job_for_those_that_failed() {
-    let up = Up::start(2);
-    let script = r#"[ "$SALLY_AGENT" != local-2 ] || exit 1"#;
-    let first = up.json(&["exec", "--all", "-p", "k=v", "--", "sh", "-c", script], 3);
-    let second = up.json(&["job", "retry", "latest", "--only", "failed"], 3);
-    assert_eq!(second["job"]["retry_of"], first["job"]["id"]);
-    assert_eq!((states(&second), &second["runs"][0]["agent"]), (vec!["failed"], &json!("local-2")));
-    let none = up.sally(&["job", "retry", "latest", "--only", "expired,unknown"]).expect(4);
-    assert!(none.stderr.contains("no run that is expired or unknown"), "{}", none.stderr);
-    let id = first["job"]["id"].as_str().unwrap();
-    let all = up.json(&["job", "retry", id, "--only", "all", "-a", "local-1"], 0);
-    assert_eq!((states(&all), &all["runs"][0]["agent"]), (vec!["succeeded"], &json!("local-1")));
-}
-
-#[test]
-fn waiting_work_is_ordered_replaced_listed_and_purged() {
-    let up = one_away();
-    let submit = |more: &[&str]| {
-        let mut with = vec!["-a", "edge-1"];
-        with.extend(more);
-        with.extend(["--", "true"]);
-        detached(&up, &with)
-    };
-    let low = submit(&["--priority", "1"]);
-    let plain = submit(&[]);
-    let high = submit(&["--priority", "9"]);
-    let plain_later = submit(&[]);
-    let old = submit(&["--latest-only", "inventory"]);
-    let new = submit(&["--latest-only", "inventory"]);
-    let record = up.json(&["job", "show", &old], 0);
-    assert_eq!(states(&record), ["cancelled"], "{record}");
-
-    let order = [&high, &plain, &plain_later, &new, &low];
-    let listed = up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text();
-    let expected: Vec<String> = order.iter().map(|job| format!("{job}-0")).collect();
-    assert_eq!(listed.lines().collect::<Vec<_>>(), expected);
-
-    let agent = comes_back(&up);
-    let mut started = Vec::new();
-    for job in order {
-        let record = up.json(&["job", "wait", job, "--wait", "60s"], 0);
-        started.push(record["runs"][0]["started_at"].as_str().unwrap().to_owned());
-    }
-    assert!(started.is_sorted(), "in that order, one after the other: {started:?}");
-    agent.stop();
-
-    let gone = submit(&[]);
-    let asked = up.sally(&["agent", "purge", "-a", "edge-1"]).expect(2);
-    assert!(asked.stderr.contains("1 run wait") && asked.stderr.contains("--yes"), "{}", asked.stderr);
-    let purged = up.json(&["agent", "purge", "-a", "edge-1", "--yes"], 0);
-    assert_eq!(purged["runs"], 1);
-    up.sally(&["job", "wait", &gone, "--wait", "60s"]).expect(9);
-    assert_eq!(up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text(), "");
-}
-
-#[test]
-fn a_drained_agent_finishes_what_runs_and_takes_nothing_new() {
+fn a_direct_run_on_an_agent_that_falls_silent_is_unknown_until_the_truth_comes() {
     let up = Up::start(1);
-    let running = detached(&up, &["-a", "local-1", "--", "sh", "-c", "echo begun; sleep 3; echo ended"]);
-    eventually("the script has begun", || {
-        (up.sally(&["job", "logs", &running]).expect(0).text() == "begun\n").then_some(())
-    });
-    up.sally(&["agent", "drain", "-a", "local-1"]).expect(0);
-    let waits = detached(&up, &["-a", "local-1", "--", "true"]);
-    let ended = up.json(&["job", "wait", &running, "--wait", "60s"], 0);
-    assert_eq!(ended["runs"][0]["stdout"], "begun\nended\n");
-    assert!(up.sally(&["agent", "ls"]).expect(0).text().contains("draining"));
-    // The slot was free since the end of the first; what waits has not moved.
-    let listed = up.sally(&["agent", "waiting", "local-1", "-o", "name"]).expect(0).text();
-    assert_eq!(listed, format!("{waits}-0\n"));
-    up.sally(&["agent", "resume", "-a", "local-1"]).expect(0);
-    up.sally(&["job", "wait", &waits, "--wait", "60s"]).expect(0);
-    assert!(!up.sally(&["agent", "ls"]).expect(0).text().contains("draining"));
+    let id = detached(&up, &["--lane", "direct", "--", "sleep", "3"]);
+    eventually("it runs", || (run_of(&up, &id)["state"] == "running").then_some(()));
+    let away = Away::freeze(&up, "local-1");
+    let run = eventually("it is given up", || Some(run_of(&up, &id)).filter(|r| r["state"] == "unknown"));
+    assert_eq!((&run["final"], &run["reason"]), (&false.into(), &"silent".into()), "{run}");
+    drop(away);
+    let run = eventually("the truth comes", || Some(run_of(&up, &id)).filter(|r| r["final"] == true));
+    assert_eq!((&run["state"], &run["attempt"]), (&"succeeded".into(), &1.into()), "{run}");
 }
 
 #[test]
-fn the_direct_lane_is_refused_for_agents_that_are_not_connected() {
-    let up = one_away();
-    let record = up.json(&["exec", "-a", "edge-1", "--lane", "direct", "--", "true"], 6);
-    let run = &record["runs"][0];
-    assert_eq!((&run["state"], &run["reason"]), (&json!("rejected"), &json!("not-connected")), "{run}");
-    assert_eq!((&run["final"], &run["started_at"]), (&json!(true), &Value::Null), "{run}");
-    // It waits for nobody: there is nothing to be run when the agent comes.
-    assert_eq!(up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text(), "");
+fn a_cancellation_may_come_before_its_submission() {
+    let up = Up::start(1);
+    up.sally(&["job", "cancel", "--request-id", "nightly"]).expect(0);
+    let args = ["exec", "-a", "local-1", "--request-id", "nightly", "--", "true"];
+    let job = up.json(&args, 9);
+    assert_eq!(job["job"]["state"], "cancelled");
+    assert_eq!((&job["runs"][0]["state"], &job["runs"][0]["attempt"]), (&"cancelled".into(), &0.into()));
+    assert_eq!(up.json(&args, 9)["job"]["id"], job["job"]["id"]);
 }

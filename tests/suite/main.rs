@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod basics;
+mod by_hand;
 mod delivery;
 mod demo;
 mod effects;
