@@ -29,11 +29,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use sally_common::id::{Digest, Nonce, RunId};
+use sally_common::id::{Digest, Nonce};
 use sally_common::nats::connect::{ConnectSettings, ConnectionEvent, connect};
 use sally_common::subject::Channel;
 use sally_common::wire::Refusal;
-use sally_common::wire::command::To;
+use sally_common::wire::command::{RunAttempt, To};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -41,6 +41,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::delivery::journal::Journal;
 use crate::delivery::memory::{Memory, Phase};
+use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
 use intake::Command;
 use run::{Milestone, Word};
@@ -71,21 +72,47 @@ pub enum AgentError {
     AlreadyRunning(String),
 }
 
+/// A question that is not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    nonce: Nonce,
+    at: Instant,
+    /// How much was asked for.
+    credit: u32,
+}
+
 struct Agent {
     shared: Arc<Shared>,
     memory: Memory,
     /// Free slots.
     free: Vec<u16>,
     /// Runs with a task, and the way to it.
-    runs: HashMap<RunId, (u32, mpsc::Sender<Word>)>,
+    runs: HashMap<RunAttempt, mpsc::Sender<Word>>,
     blobs: HashMap<Digest, Vec<mpsc::Sender<blob::Piece>>>,
     tasks: JoinSet<()>,
     milestones: mpsc::Sender<Milestone>,
     connected: watch::Sender<u64>,
     /// Whether the controller has answered since this process began.
     open: bool,
+    /// Slots in all.
+    slots: u16,
     /// The question under way.
-    asked: Option<(Nonce, Instant)>,
+    asked: Option<Asked>,
+    /// No question before this.
+    ask_after: Instant,
+    /// Whether a question is due in any case, for what it says is held here.
+    reconcile: bool,
+    /// Whether a dispatch was taken since the last question.
+    took: bool,
+    turn: Turn,
+    /// Whether nothing new is taken, because somebody asked for it.
+    draining: bool,
+    /// When the last new incarnation was taken.
+    renewed: Option<Instant>,
+    /// Probes answered, and since when they are counted.
+    probes: (u32, Instant),
+    /// Results without a receipt: their bytes, and since when they wait, Unix milliseconds.
+    owed: HashMap<RunAttempt, (u64, i64)>,
     /// Whether there is, or may be, work that was left behind.
     more: bool,
     refused: BTreeMap<Refusal, u64>,
@@ -99,7 +126,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     let state_failed = |error| AgentError::State { path: config.state_dir.display().to_string(), error };
     std::fs::create_dir_all(config.state_dir.join("runs")).map_err(state_failed)?;
     let _lock = lock(&config.state_dir)?;
-    let (journal, recovered) = Journal::open(&config.state_dir.join("journal.redb"))?;
+    let (journal, recovered) = Journal::open(&config.state_dir.join(shared::JOURNAL))?;
     let (launcher, own_launcher) = launching::reach(&config).await?;
 
     let (connection_sender, mut connection) = mpsc::channel(64);
@@ -139,7 +166,16 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         milestones: milestone_sender,
         connected: watch::channel(0).0,
         open: false,
+        slots,
         asked: None,
+        ask_after: Instant::now(),
+        reconcile: true,
+        took: false,
+        turn: Turn::new(),
+        draining: false,
+        renewed: None,
+        probes: (0, Instant::now()),
+        owed: HashMap::new(),
         more: true,
         refused: BTreeMap::new(),
         last_error: None,
@@ -159,18 +195,18 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
             Some(milestone) = milestones.recv() => agent.reached(milestone).await,
             Some(event) = connection.recv() => agent.connection(event).await,
             _ = beat.tick() => {
-                agent.heartbeat(slots, None).await;
+                agent.heartbeat(None, None).await;
                 if !agent.free.is_empty() {
                     agent.more = true;
                 }
             }
-            _ = tick.tick() => agent.tick(slots).await,
+            _ = tick.tick() => agent.tick().await,
             Some(_) = agent.tasks.join_next(), if !agent.tasks.is_empty() => {}
             _ = stop.changed() => break,
         }
         agent.ask_if_useful().await;
     }
-    agent.heartbeat(slots, Some("stop")).await;
+    agent.heartbeat(None, Some("stop")).await;
     // The runs go on under their keepers; their tasks here end, and the next agent process adopts.
     agent.tasks.shutdown().await;
     drop(agent);
@@ -208,26 +244,34 @@ impl Agent {
                 }
             }
             Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),
-            Milestone::Finished(run, attempt) => self.memory.advance(&run, attempt, Phase::Finished),
+            Milestone::Finished { run, attempt, bytes, since_ms } => {
+                self.memory.advance(&run, attempt, Phase::Finished);
+                self.owed.insert(RunAttempt { run, attempt }, (bytes, since_ms));
+            }
             Milestone::Closed(run, attempt, reason) => {
                 self.count(reason, &format!("run {run}"));
                 self.memory.close(&run, attempt, reason);
-                self.runs.remove(&run);
+                self.runs.remove(&RunAttempt { run, attempt });
             }
-            Milestone::GivenBack(run, _) => {
-                self.memory.forget(&run);
-                self.runs.remove(&run);
+            Milestone::GivenBack(run, attempt, before) => {
+                self.memory.give_back(&run, attempt, before);
+                self.runs.remove(&RunAttempt { run, attempt });
                 self.more = true;
+                self.turn.leave();
             }
-            Milestone::Receipted(run, attempt) => {
-                self.memory.advance(&run, attempt, Phase::Receipted);
-                if self.is_under_way(&run, attempt) {
-                    self.runs.remove(&run);
-                }
+            Milestone::NoOrder => {
+                self.more = true;
+                self.turn.leave();
+            }
+            Milestone::Receipted(run, attempt, ended) => {
+                self.memory.receipted(&run, attempt, ended);
+                let key = RunAttempt { run, attempt };
+                self.owed.remove(&key);
+                self.runs.remove(&key);
             }
             Milestone::WantBlob(digest, sender) => self.blobs.entry(digest).or_default().push(sender),
             Milestone::Order(dispatch, bytes) => match intake::check_order(&self.shared, &dispatch, &bytes) {
-                Ok(order) => self.dispatch(*dispatch, order).await,
+                Ok(order) => self.dispatch_again(*dispatch, order).await,
                 Err(reason) => Box::pin(self.obey(Command::BadOrder(dispatch, reason))).await,
             },
         }
@@ -240,7 +284,9 @@ impl Agent {
                 // Whatever was on the way may be lost: say again what is owed, ask again for work.
                 self.connected.send_modify(|n| *n += 1);
                 self.asked = None;
+                self.reconcile = true;
                 self.more = true;
+                self.turn.doubt();
                 self.tell_soon = true;
             }
             other => {

@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use super::blob;
 use super::outcome::Ending;
 use super::shared::Shared;
+use crate::delivery::memory::{Ended, Known};
 use crate::sandbox::{self, Event, RunFolder};
 use files::{Note, remove_dir};
 use follow::Live;
@@ -72,6 +73,8 @@ pub enum Word {
     },
     /// Say again what you owe.
     Again,
+    /// Give it back if it has not started, and why.
+    Yield(&'static str),
 }
 
 /// What a run tells the loop.
@@ -88,18 +91,29 @@ pub enum Milestone {
     SlotDoubtful(u16),
     /// The mark is on disk.
     Started(RunId, u32),
-    /// The result is in the spool.
-    Finished(RunId, u32),
+    /// The result waits for its receipt.
+    Finished {
+        /// The run.
+        run: RunId,
+        /// The attempt.
+        attempt: u32,
+        /// Its bytes, with the output that waits beside it.
+        bytes: u64,
+        /// Since when, by the wall clock, Unix milliseconds.
+        since_ms: i64,
+    },
     /// Nothing was started and nothing will be under this attempt.
     Closed(RunId, u32, Refusal),
-    /// Nothing was started; the controller may send it again.
-    GivenBack(RunId, u32),
+    /// Nothing was started; the controller may send it again. What was known of the run before counts again.
+    GivenBack(RunId, u32, Option<Known>),
     /// The controller has the result.
-    Receipted(RunId, u32),
+    Receipted(RunId, u32, Option<Ended>),
     /// Route blob pieces of this digest to the run.
     WantBlob(Digest, mpsc::Sender<blob::Piece>),
     /// An order that did not fit its dispatch has been fetched.
     Order(Box<sally_common::wire::command::Dispatch>, Vec<u8>),
+    /// An order could not be fetched in time.
+    NoOrder,
 }
 
 /// Everything a run's task holds.
@@ -197,13 +211,13 @@ impl Run {
         tracing::warn!(run = %self.note.run, message, "gave a run back");
         self.forget().await;
         self.news(News::Deferred { reason: Refusal::GivenBack, message: Some(message.to_owned()) }).await;
-        self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt)).await;
+        self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt, self.note.before)).await;
     }
 
     /// Takes the *started* mark back, then removes the folder: a mark without a folder would be a program that
     /// may have run.
     async fn forget(&self) {
-        let forgotten = self.shared.journal().unstarted(&self.note.run);
+        let forgotten = self.shared.journal().unstarted(&self.note.run, self.note.before);
         match forgotten.wait().await {
             Ok(()) => remove_dir(&self.dir()),
             Err(error) => {
@@ -215,8 +229,8 @@ impl Run {
 
     /// Goes on owing a result that is in the spool.
     pub async fn resume_owing(mut self, body: Vec<u8>) {
-        let streams = self.reopen_streams(&body);
-        self.deliver(body, streams).await;
+        let owed = self.reopen(body);
+        self.deliver(owed).await;
     }
 
     async fn free(&self, slot: u16) {

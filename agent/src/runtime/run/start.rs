@@ -95,9 +95,7 @@ impl Run {
             }
             // Before another folder takes the place of this one.
             self.forget().await;
-            if self.was_cancelled() {
-                return Err(Stop::Failed(Ending::cancelled_before_start()));
-            }
+            self.bidden()?;
             if self.shared.now_ms() >= self.note.expires_ms {
                 let message = format!("expired while it could not be started: {error}");
                 return Err(Stop::Refused(Refusal::Expired, message));
@@ -135,16 +133,15 @@ impl Run {
             Err(error) if may_pass(&error) => return Err(Stop::ForNow(error)),
             Err(error) => return Err(Stop::Failed(start_failed(&error))),
         };
-        if self.was_cancelled() {
-            drop(go);
-            return Err(Stop::Failed(Ending::cancelled_before_start()));
-        }
+        // Dropping the word is the end of it. From here to the word itself nothing waits, so whatever reached this
+        // agent before the start prevents it.
+        self.bidden()?;
         // Whoever finds the folder without this knows that the word was never said.
         std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         sally_common::fail::point("agent.go.before");
-        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
+        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         sally_common::fail::point("agent.go.after");
         Ok(Live::begun(folder, events))
     }
@@ -238,7 +235,11 @@ impl Run {
         self.news(News::Accepted).await;
         let (sender, pieces) = mpsc::channel(blob::PIECES_IN_FLIGHT);
         self.tell(Milestone::WantBlob(content.digest, sender)).await;
-        let fetched = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces).await;
+        let fetch = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces);
+        let fetched = tokio::select! {
+            fetched = fetch => fetched,
+            stop = stopped(&mut self.words) => return Err(stop),
+        };
         fetched.map_err(|problem| match problem {
             blob::Problem::Refused(reason, message) => Stop::Refused(reason, message),
             blob::Problem::Expired => {
@@ -247,15 +248,34 @@ impl Run {
         })
     }
 
-    /// Whether a cancellation came before the start. Other words make no sense yet.
-    fn was_cancelled(&mut self) -> bool {
+    /// Whether a word came that keeps the program from starting. Other words make no sense yet.
+    fn bidden(&mut self) -> Result<(), Stop> {
         while let Ok(word) = self.words.try_recv() {
-            if matches!(word, Word::Cancel { .. }) {
-                return true;
+            if let Some(stop) = keeps_from_starting(word) {
+                return Err(stop);
             }
         }
-        false
+        Ok(())
     }
+}
+
+fn keeps_from_starting(word: Word) -> Option<Stop> {
+    match word {
+        Word::Cancel { .. } => Some(Stop::Failed(Ending::cancelled_before_start())),
+        Word::Yield(why) => Some(Stop::GivenBack(why.to_owned())),
+        _ => None,
+    }
+}
+
+/// Waits for a word that keeps the program from starting.
+async fn stopped(words: &mut mpsc::Receiver<Word>) -> Stop {
+    while let Some(word) = words.recv().await {
+        if let Some(stop) = keeps_from_starting(word) {
+            return stop;
+        }
+    }
+    // The loop is gone: this task ends with it.
+    std::future::pending().await
 }
 
 /// Whether the launcher or keeper that could not do it may be replaced by one that can.
