@@ -40,7 +40,7 @@ impl Agent {
             open: self.open,
             in_turn,
             draining: self.draining,
-            room: true,
+            room: self.no_room().is_none(),
         };
         let (run, attempt) = (dispatch.run.clone(), dispatch.attempt);
         match decide(&dispatch, &self.shared.me(), known, now) {
@@ -85,6 +85,7 @@ impl Agent {
     async fn defer(&mut self, dispatch: &Dispatch, reason: Refusal) {
         let message = match reason {
             Refusal::NoRoom if self.free.is_empty() => format!("all {} slots are in use", self.slots),
+            Refusal::NoRoom => self.no_room().map_or_else(|| reason.to_string(), |why| why.to_string()),
             Refusal::GivenBack if !self.open => "no controller has welcomed this agent yet".to_owned(),
             Refusal::GivenBack => "an older attempt still runs".to_owned(),
             other => other.to_string(),

@@ -29,7 +29,10 @@ const PROBES_PER_SECOND: u32 = 10;
 impl Agent {
     pub(super) async fn receive(&mut self, message: async_nats::Message) {
         match intake::read(&self.shared, &message) {
-            Ok(command) => self.obey(command).await,
+            Ok(command) => {
+                self.last_contact_ms = Some(now_ms());
+                self.obey(command).await;
+            }
             Err(refusal) => self.count(refusal, "a message on the live subject"),
         }
     }

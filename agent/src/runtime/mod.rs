@@ -7,6 +7,7 @@
 //! - [`intake`]: messages from the controller, checked; [`commands`] what is done about them, [`admission`] a dispatch
 //!   that becomes a run.
 //! - [`recovery`]: after a restart; [`speak`]: questions and heartbeats, [`heartbeat`] facts of the host in them.
+//! - [`upkeep`]: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
 //! - [`launching`]: the launcher that this agent uses, or starts.
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,8 @@ mod recovery;
 pub mod run;
 pub mod shared;
 mod speak;
+pub mod status;
+mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -41,11 +44,13 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::delivery::journal::Journal;
 use crate::delivery::memory::{Memory, Phase};
+use crate::delivery::room::Measured;
 use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
 use intake::Command;
 use run::{Milestone, Word};
 use shared::Shared;
+use status::Status;
 
 /// Milestones that may wait for the loop.
 const MILESTONES: usize = 1024;
@@ -107,6 +112,17 @@ struct Agent {
     turn: Turn,
     /// Whether nothing new is taken, because somebody asked for it.
     draining: bool,
+    /// Room on the disk, when it was measured last.
+    measured: Measured,
+    /// Adding up what the state folder holds, in a thread of its own.
+    adding_up: Option<tokio::task::JoinHandle<u64>>,
+    added_up: Instant,
+    /// When a controller was last heard, Unix milliseconds.
+    last_contact_ms: Option<i64>,
+    /// Why free slots take nothing, if so.
+    deferring: Option<String>,
+    /// What the status file says.
+    told: Option<Status>,
     /// When the last new incarnation was taken.
     renewed: Option<Instant>,
     /// Probes answered, and since when they are counted.
@@ -172,7 +188,13 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         reconcile: true,
         took: false,
         turn: Turn::new(),
-        draining: false,
+        draining: status::is_draining(&shared.config.state_dir),
+        measured: Measured::default(),
+        adding_up: None,
+        added_up: Instant::now(),
+        last_contact_ms: None,
+        deferring: None,
+        told: None,
         renewed: None,
         probes: (0, Instant::now()),
         owed: HashMap::new(),
@@ -182,6 +204,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         tell_soon: false,
     };
     agent.recover(recovered).await;
+    agent.measure();
 
     let mut beat = tokio::time::interval(Duration::from_secs(u64::from(heartbeat_s)));
     let mut tick = tokio::time::interval(TICK);
@@ -206,7 +229,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         }
         agent.ask_if_useful().await;
     }
-    agent.heartbeat(None, Some("stop")).await;
+    agent.stop(&mut milestones).await;
     // The runs go on under their keepers; their tasks here end, and the next agent process adopts.
     agent.tasks.shutdown().await;
     drop(agent);
@@ -221,7 +244,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
 
 /// Two agents on one state folder would be two agents with one name.
 fn lock(dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>, AgentError> {
-    let path = dir.join("agent.lock");
+    let path = dir.join(status::LOCK);
     let failed = |error| AgentError::State { path: path.display().to_string(), error };
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;

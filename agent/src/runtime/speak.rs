@@ -1,4 +1,4 @@
-//! What the agent says by itself: questions for work, heartbeats, and what is due now and then.
+//! What the agent says by itself: questions for work, and heartbeats.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -17,37 +17,17 @@ use crate::delivery::memory::Phase;
 /// How long a question waits for its answer before it is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The same before the first answer: nothing can start without it.
-const ASK_AGAIN_AT_BOOT: Duration = Duration::from_millis(400);
+pub(super) const ASK_AGAIN_AT_BOOT: Duration = Duration::from_millis(400);
 /// How long an agent waits that asked and was given nothing, though something waits.
 pub(super) const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// Attempts named in one question. More are settled as their receipts come.
 const HELD_NAMED: usize = 500;
 
 impl Agent {
-    pub(super) async fn tick(&mut self) {
-        let patience = if self.open { ASK_AGAIN } else { ASK_AGAIN_AT_BOOT };
-        if self.asked.is_some_and(|asked| asked.at.elapsed() > patience) {
-            self.asked = None;
-            self.more = true;
-        }
-        if std::mem::take(&mut self.tell_soon) {
-            self.heartbeat(None, None).await;
-        }
-        let now = now_ms();
-        let old = self.memory.prunable(now);
-        if !old.is_empty() {
-            for run in &old {
-                self.memory.forget(run);
-            }
-            // Losing this write only keeps them longer.
-            drop(self.shared.journal().prune(old));
-        }
-    }
-
     /// How many dispatches may be sent: none while none would be taken.
     fn credit(&self) -> u32 {
         let takes = self.open && !self.draining;
-        if takes { u32::try_from(self.free.len()).unwrap_or(u32::MAX) } else { 0 }
+        if takes { self.room() } else { 0 }
     }
 
     /// Asks for work when there is room and there may be some, one question at a time. At boot and after the
@@ -101,7 +81,7 @@ impl Agent {
             instance: Some(shared.instance),
             probe,
             curve_key: None,
-            deferring: None,
+            deferring: self.deferring.clone(),
             journal_bytes: shared.journal_bytes(),
         };
         shared.report(Channel::Heartbeat, Kind::Heartbeat, &heartbeat).await;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use sally_common::clock::now_ms;
 use sally_common::limit::INLINE_OUTPUT_MAX;
+use sally_common::wire::record::{ResultError, ResultState, RunState};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
 use sally_common::wire::{self, VERSION};
 
@@ -48,7 +49,7 @@ impl Run {
         if !live.streaming && size <= INLINE_OUTPUT_MAX as u64 {
             for ((end, dropped), stream) in ends.iter_mut().zip([&live.stdout, &live.stderr]) {
                 if let Ok(bytes) = stream.bytes() {
-                    *end = StreamEnd::inline(&bytes, *dropped);
+                    *end = StreamEnd::inline(&bytes, *dropped + stream.withheld());
                 }
             }
         }
@@ -131,10 +132,23 @@ impl Run {
         let mut end = StreamEnd::inline(json.get().as_bytes(), 0);
         end.inline = None;
         if let Err(error) = std::fs::write(self.dir().join(RESULT_JSON), json.get()) {
-            tracing::warn!(run = %self.note.run, %error, "cannot keep its result");
+            tracing::error!(run = %self.note.run, %error, "cannot keep its result");
             self.shared.count_loss("result-unwritable");
+            return lose_result(message, json.get().len(), &error);
         }
         message.result_stream = Some(end);
+    }
+}
+
+/// A result that could not be kept is no success.
+fn lose_result(message: &mut ResultMessage, bytes: usize, error: &std::io::Error) {
+    let text = format!("the result of {bytes} bytes could not be kept on the agent's host: {error}");
+    message.result_state = ResultState::Invalid;
+    message.result_error = Some(ResultError { offset: None, message: text.clone() });
+    if message.state == RunState::Succeeded {
+        message.state = RunState::Failed;
+        message.reason = Some("result-unwritable".into());
+        message.message = Some(text);
     }
 }
 

@@ -157,6 +157,11 @@ impl Run {
                         pause = RESEND_FIRST;
                         self.send_all_again(&mut owed).await;
                     }
+                    Some(Word::GiveUp) => {
+                        tracing::error!(run = %self.note.run, "gave up a result that no controller took for too long");
+                        self.shared.count_loss("result-too-old");
+                        break;
+                    }
                     Some(Word::Receipt { .. } | Word::Cancel { .. } | Word::Yield(_)) => {}
                     None => return,
                 },

@@ -131,7 +131,7 @@ impl Run {
                         resend_at = waiting(live).then(|| Instant::now() + RESEND_FIRST);
                     }
                     Some(Word::Again) => self.news(News::Started { started_ms: now_ms() }).await,
-                    Some(Word::Receipt { .. } | Word::Yield(_)) => {}
+                    Some(Word::Receipt { .. } | Word::Yield(_) | Word::GiveUp) => {}
                     // The loop is gone: the agent stops, the keeper goes on, the next agent adopts.
                     None => return std::future::pending().await,
                 }

@@ -73,6 +73,8 @@ pub enum Word {
     },
     /// Say again what you owe.
     Again,
+    /// Nobody took the result for so long that it is given up.
+    GiveUp,
     /// Give it back if it has not started, and why.
     Yield(&'static str),
 }
