@@ -30,6 +30,8 @@ struct Written {
     url: String,
     creds: PathBuf,
     key: PathBuf,
+    #[serde(default)]
+    curve_key: Option<PathBuf>,
     trust: PathBuf,
     state_dir: PathBuf,
     #[serde(default)]
@@ -83,6 +85,8 @@ pub struct Config {
     pub creds: PathBuf,
     /// The key that signs what the agent says.
     pub key: SigningKey,
+    /// The file of the key that opens secrets; made at the first start.
+    pub curve_key: PathBuf,
     /// Whom the agent believes.
     pub trust: TrustList,
     /// Where journal and run folders are.
@@ -172,6 +176,9 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
                 url: written.url,
                 creds,
                 key,
+                curve_key: written
+                    .curve_key
+                    .map_or_else(|| state_dir.join("curve.seed"), |path| base.join(path)),
                 trust,
                 launcher_is_external: socket.is_some(),
                 launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),

@@ -5,8 +5,11 @@ use std::process::Command;
 
 use sally_common::clock::now_ms;
 use sally_common::id::Nonce;
+use sally_common::secret;
 use sally_common::wire::command::{Answer, Cancel, Dispatch, Lane, Probe, To};
-use sally_common::wire::report::{AgentCondition, Ask, Heartbeat, News, Question, ResultMessage, State};
+use sally_common::wire::report::{
+    AgentCondition, Ask, Heartbeat, News, Question, ResultMessage, State, StreamEnd,
+};
 use sally_common::wire::{self, Envelope, Kind, Refusal, VERSION};
 use serde_json::Value;
 
@@ -41,8 +44,8 @@ impl Played {
         Played { forger, model, _silent: silent }
     }
 
-    fn say<T: serde::Serialize>(&self, kind: Kind, message: &T) {
-        self.forger.send(LIVE, &Envelope::seal(kind, &self.forger.controller, message));
+    fn say(&self, kind: Kind, body: Vec<u8>) {
+        self.forger.send(LIVE, &Envelope::seal_bytes(kind, &self.forger.controller, body));
     }
 
     /// A dispatch of a new run with an effect, changed.
@@ -84,7 +87,7 @@ impl Played {
             renew: false,
         };
         change(&mut answer);
-        self.say(Kind::Answer, &answer);
+        self.say(Kind::Answer, wire::to_bytes(&answer));
     }
 
     fn started(&self, mark: &str) -> bool {
@@ -119,15 +122,17 @@ fn local(forger: &Forger, args: &[&str]) -> (i32, Value) {
 fn a_run_that_was_receipted_is_remembered_and_not_run_again() {
     let mut played = Played::start();
     let again = played.model.clone();
-    played.say(Kind::Dispatch, &again);
+    played.say(Kind::Dispatch, wire::to_bytes(&again));
     let News::Ended { attempt, state, exit_code, .. } = played.news(&again) else { panic!("not ended") };
     assert_eq!((attempt, state.to_string().as_str(), exit_code), (1, "succeeded", Some(0)));
-    // The same after a restart, in a new boot and a new incarnation.
+    // The same after a restart. A receipt is on disk with the next mark: what was lost of it would be sent again.
+    let next = played.dispatch("next", |d| d.lane = Lane::Direct);
+    played.result(&next);
     played.restart_agent();
     let ask = played.ask(is_boot);
     played.answer(&ask, |_| ());
     played.forger.forget();
-    played.say(Kind::Dispatch, &again);
+    played.say(Kind::Dispatch, wire::to_bytes(&again));
     assert!(matches!(played.news(&again), News::Ended { exit_code: Some(0), .. }));
     assert_eq!(played.forger.listener.marks().iter().filter(|m| *m == "first").count(), 1);
 }
@@ -151,7 +156,7 @@ fn the_direct_lane_is_answered_at_once_and_an_unknown_lane_is_refused() {
     assert_eq!(local(&played.forger, &["resume"]).0, 0);
     let ask = played.ask(|ask| matches!(ask.question, Question::Work { credit: 1.., .. }));
     let marked = Dispatch { answers: Some(ask.nonce), ..queued };
-    played.say(Kind::Dispatch, &marked);
+    played.say(Kind::Dispatch, wire::to_bytes(&marked));
     played.wait_for("queued");
     // A lane of the future.
     let mut draft = Draft::new(&played.forger, &played.model, "future");
@@ -174,7 +179,7 @@ fn probes_are_answered_and_bounded() {
     let nonces: Vec<Nonce> = (0..60).map(|_| Nonce::generate()).collect();
     for nonce in &nonces {
         let probe = Probe { v: VERSION, to: played.model.to.clone(), nonce: *nonce };
-        played.say(Kind::Probe, &probe);
+        played.say(Kind::Probe, wire::to_bytes(&probe));
     }
     let beat = played.forger.heartbeat(|beat| beat.probe.is_some_and(|nonce| nonces.contains(&nonce)));
     assert!(beat.instance.is_some());
@@ -207,7 +212,7 @@ fn a_copied_journal_takes_a_new_incarnation_and_starts_nothing_of_the_old_one() 
     played.answer(&second, |_| ());
     // What was bound to the old incarnation stays there.
     played.forger.heartbeat(|beat| beat.from.incarnation == second.from.incarnation);
-    played.say(Kind::Dispatch, &early);
+    played.say(Kind::Dispatch, wire::to_bytes(&early));
     let News::Refused { reason, .. } = played.news(&early) else { panic!("not refused") };
     assert_eq!(reason, Refusal::WrongIncarnation);
     // The new one works, and knows what the old one ran.
@@ -217,7 +222,7 @@ fn a_copied_journal_takes_a_new_incarnation_and_starts_nothing_of_the_old_one() 
     let mut again = played.model.clone();
     again.to = to.clone();
     played.forger.forget();
-    played.say(Kind::Dispatch, &again);
+    played.say(Kind::Dispatch, wire::to_bytes(&again));
     assert!(matches!(played.news(&again), News::Ended { .. }));
     let new = played.dispatch("new", |d| d.to = to);
     played.wait_for("new");
@@ -265,22 +270,71 @@ fn a_cancellation_that_came_first_prevents_the_start() {
         issued_ms: now_ms(),
         hard: false,
     };
-    played.say(Kind::Cancel, &cancel);
+    played.say(Kind::Cancel, wire::to_bytes(&cancel));
     let refused = |news: &News| matches!(news, News::Refused { reason: Refusal::Cancelled, .. });
     assert!(refused(&played.news(&dispatch)));
     played.forger.forget();
-    played.say(Kind::Dispatch, &dispatch);
+    played.say(Kind::Dispatch, wire::to_bytes(&dispatch));
     assert!(refused(&played.news(&dispatch)));
     // Another attempt is another matter, and it leaves the older one refused.
     let second = Dispatch { attempt: 2, ..dispatch.clone() };
-    played.say(Kind::Dispatch, &second);
+    played.say(Kind::Dispatch, wire::to_bytes(&second));
     played.wait_for("cancelled");
     let result = played.result(&second);
     assert_eq!(result.attempt, 2);
     played.forger.forget();
-    played.say(Kind::Dispatch, &dispatch);
+    played.say(Kind::Dispatch, wire::to_bytes(&dispatch));
     assert_eq!(played.result(&dispatch).attempt, 2, "the newer attempt's result is the answer");
     assert_eq!(played.forger.listener.marks().iter().filter(|m| *m == "cancelled").count(), 1);
+}
+
+#[test]
+fn a_sealed_secret_reaches_its_script_and_leaves_nowhere() {
+    let mut played = Played::start();
+    let probe = Probe { v: VERSION, to: played.model.to.clone(), nonce: Nonce::generate() };
+    played.say(Kind::Probe, wire::to_bytes(&probe));
+    let curve = played.forger.heartbeat(|beat| beat.probe == Some(probe.nonce)).curve_key.unwrap();
+    let value = "hunter2-and-more";
+    let script = "cat $SALLY_SECRETS_DIR/token; printf '{\"said\": \"%s\"}' $(cat $SALLY_SECRETS_DIR/token) >&3; \
+                  echo $(wc -c < $SALLY_SECRETS_DIR/token) >&2";
+    let order = |played: &Played, request: &str| {
+        let mut draft = Draft::new(&played.forger, &played.model, "secret");
+        let (agent, by) = (&played.model.to.agent_key, played.forger.caller.public());
+        let id = request.parse().unwrap();
+        let sealed = secret::seal("token", format!("{value}\n").as_bytes(), agent, &curve, &id, by).unwrap();
+        draft.order.request_id = id;
+        draft.order.task.secrets = vec![sealed];
+        draft.order.task.args = vec!["bash".into(), "-c".into(), script.into()];
+        draft
+    };
+    let mut draft = order(&played, "sealed-1");
+    draft.bind();
+    played.forger.send(LIVE, &draft.seal());
+    let result = played.result(&draft.dispatch);
+    let text = |end: &StreamEnd| String::from_utf8(end.inline_bytes().unwrap()).unwrap();
+    assert_eq!((text(&result.stdout), text(&result.stderr)), ("***\n".into(), "17\n".into()));
+    assert_eq!(result.result.unwrap().get(), "{\"said\":\"***\"}");
+    // On disk it is only in what the script itself printed.
+    let state = played.forger.up.dir().join("agents/local-1/state");
+    let folder = state.join(format!("runs/{}.1", draft.dispatch.run));
+    let holds = |path: &std::path::Path| {
+        let bytes = std::fs::read(path).unwrap();
+        bytes.windows(value.len()).any(|part| part == value.as_bytes())
+    };
+    assert!(folder.join("run.json").exists() && !holds(&folder.join("run.json")));
+    assert!(!holds(&state.join("journal.redb")));
+    assert!(!holds(&played.forger.up.dir().join("log/local-1.log")));
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(state.join("curve.seed")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // The same sealed bytes in another order open nothing.
+    let mut stolen = order(&played, "sealed-2");
+    stolen.order.task.secrets = draft.order.task.secrets.clone();
+    stolen.bind();
+    played.forger.send(LIVE, &stolen.seal());
+    let News::Refused { reason, message } = played.news(&stolen.dispatch) else { panic!("not refused") };
+    assert_eq!(reason, Refusal::SecretsUnreadable);
+    assert!(message.contains("token") && message.contains("another order"), "{message}");
 }
 
 #[test]

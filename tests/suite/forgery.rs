@@ -91,7 +91,7 @@ pub struct Forger {
     seen: async_nats::Subscriber,
     kept: Vec<async_nats::Message>,
     pub controller: SigningKey,
-    caller: SigningKey,
+    pub caller: SigningKey,
     /// A key that nobody knows.
     stranger: SigningKey,
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use sally_common::id::Nonce;
 
 /// Questions whose answers are still taken: on a slow link one is asked again before its answer is there.
-const QUESTIONS: usize = 8;
+pub const QUESTIONS: usize = 8;
 
 /// Answers that brought nothing marked although something waits, in a row, after which the controller is one that
 /// marks nothing.

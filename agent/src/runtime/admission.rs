@@ -127,7 +127,8 @@ impl Agent {
         self.memory.note(run.clone(), Known::new(attempt, Phase::Accepted, expires_ms));
         let (task, words) = self.task(note);
         self.runs.insert(RunAttempt { run: run.clone(), attempt }, words);
-        let admitted = Admitted { run, attempt, expires_ms, order: order.order, order_digest };
+        let signatures = dispatch.order_signatures;
+        let admitted = Admitted { run, attempt, expires_ms, order: order.order, order_digest, signatures };
         self.tasks.spawn(task.execute(admitted, slot));
     }
 

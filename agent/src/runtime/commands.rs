@@ -90,12 +90,18 @@ impl Agent {
 
     async fn answered(&mut self, answer: Answer) {
         self.shared.heard(answer.now_ms);
-        let Some(asked) = self.asked.filter(|asked| asked.nonce == answer.nonce) else { return };
-        self.asked = None;
+        let Some(at) = self.questions.iter().position(|asked| asked.nonce == answer.nonce) else { return };
+        let Some(asked) = self.questions.remove(at) else { return };
+        let is_latest = self.asked.is_some_and(|latest| latest.nonce == asked.nonce);
+        if is_latest {
+            self.asked = None;
+        }
         if !answer.welcome {
             return self.unwelcome(answer).await;
         }
-        self.more = self.turn.answer(answer.waiting, asked.credit);
+        if is_latest {
+            self.more = self.turn.answer(answer.waiting, asked.credit);
+        }
         if !self.open {
             self.open = true;
             self.more = true;
@@ -111,6 +117,9 @@ impl Agent {
     async fn unwelcome(&mut self, answer: Answer) {
         self.open = false;
         self.ask_after = Instant::now() + ASK_AGAIN;
+        // A welcome that was said before this is none any more.
+        self.questions.clear();
+        self.asked = None;
         let message = answer.message.unwrap_or_else(|| "no reason was given".to_owned());
         tracing::error!("the controller does not let this agent start work: {message}");
         self.last_error = Some(message);
@@ -131,6 +140,8 @@ impl Agent {
                 let new = self.shared.me().incarnation;
                 tracing::error!(%old, %new, "the journal was an old copy or a clone: this agent took a new incarnation");
                 self.turn = Turn::new();
+                self.questions.clear();
+                self.asked = None;
                 self.ask_after = Instant::now();
             }
             Err(error) => {

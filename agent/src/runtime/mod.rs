@@ -26,7 +26,7 @@ mod speak;
 pub mod status;
 mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use sally_common::id::{Digest, Nonce};
 use sally_common::nats::connect::{ConnectSettings, ConnectionEvent, connect};
+use sally_common::secret::CurveKey;
 use sally_common::subject::Channel;
 use sally_common::wire::Refusal;
 use sally_common::wire::command::{RunAttempt, To};
@@ -73,6 +74,8 @@ pub enum AgentError {
     Connect(#[from] sally_common::nats::connect::ConnectError),
     #[error("cannot read {subject}: {error}")]
     Subscribe { subject: String, error: String },
+    #[error("the key that opens secrets, {path}: {problem}")]
+    CurveKey { path: String, problem: String },
     #[error("another agent uses {0}; stop it first, or give this one another state_dir")]
     AlreadyRunning(String),
 }
@@ -103,6 +106,8 @@ struct Agent {
     slots: u16,
     /// The question under way.
     asked: Option<Asked>,
+    /// The last questions without an answer: on a slow link one is asked again before its answer is there.
+    questions: VecDeque<Asked>,
     /// No question before this.
     ask_after: Instant,
     /// Whether a question is due in any case, for what it says is held here.
@@ -143,6 +148,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     std::fs::create_dir_all(config.state_dir.join("runs")).map_err(state_failed)?;
     let _lock = lock(&config.state_dir)?;
     let (journal, recovered) = Journal::open(&config.state_dir.join(shared::JOURNAL))?;
+    let curve = curve_key(&config.curve_key)?;
     let (launcher, own_launcher) = launching::reach(&config).await?;
 
     let (connection_sender, mut connection) = mpsc::channel(64);
@@ -171,7 +177,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     let (milestone_sender, mut milestones) = mpsc::channel(MILESTONES);
     let heartbeat_s = config.heartbeat_s;
     let slots = config.slots.min(launcher.info().slots);
-    let shared = Arc::new(Shared::new(config, me, client.clone(), launcher, journal));
+    let shared = Arc::new(Shared::new(config, me, curve, client.clone(), launcher, journal));
     let mut agent = Agent {
         shared: shared.clone(),
         memory: Memory::default(),
@@ -184,6 +190,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         open: false,
         slots,
         asked: None,
+        questions: VecDeque::new(),
         ask_after: Instant::now(),
         reconcile: true,
         took: false,
@@ -240,6 +247,31 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         launching::stop(&shared).await;
     }
     Ok(())
+}
+
+/// Reads the key that opens secrets, or makes it at the first start.
+fn curve_key(path: &Path) -> Result<CurveKey, AgentError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let failed = |problem: String| AgentError::CurveKey { path: path.display().to_string(), problem };
+    match std::fs::read_to_string(path) {
+        Ok(seed) => return CurveKey::from_seed(&seed).map_err(|e| failed(e.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error.to_string())),
+    }
+    let key = CurveKey::generate();
+    let seed = key.seed().map_err(|e| failed(e.to_string()))?;
+    // Under another name until it is whole: half a key would be no key for ever.
+    let next = path.with_extension("next");
+    let write = || {
+        let mut file =
+            std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
+        writeln!(file, "{seed}")?;
+        file.sync_all()?;
+        std::fs::rename(&next, path)
+    };
+    write().map_err(|e: std::io::Error| failed(e.to_string()))?;
+    Ok(key)
 }
 
 /// Two agents on one state folder would be two agents with one name.

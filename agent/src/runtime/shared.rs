@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sally_common::clock::now_ms;
 use sally_common::id::Nonce;
+use sally_common::secret::CurveKey;
 use sally_common::subject::Channel;
 use sally_common::wire::command::To;
 use sally_common::wire::report::From;
@@ -26,6 +27,8 @@ pub struct Shared {
     begun_as: To,
     /// This process: another one with the same identity has another.
     pub instance: Nonce,
+    /// Opens what was sealed for this agent.
+    pub curve: CurveKey,
     /// The connection.
     pub client: async_nats::Client,
     /// The way to the keepers.
@@ -63,6 +66,7 @@ impl Shared {
     pub fn new(
         config: Config,
         me: To,
+        curve: CurveKey,
         client: async_nats::Client,
         launcher: Launcher,
         journal: Journal,
@@ -78,6 +82,7 @@ impl Shared {
         Shared {
             config,
             begun_as: me,
+            curve,
             instance: Nonce::generate(),
             client,
             launcher,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{Agent, Asked, heartbeat};
 use crate::delivery::memory::Phase;
+use crate::delivery::turn::QUESTIONS;
 
 /// How long a question waits for its answer before it is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -43,7 +44,12 @@ impl Agent {
         self.took = false;
         let nonce = Nonce::generate();
         self.turn.ask(nonce);
-        self.asked = Some(Asked { nonce, at: Instant::now(), credit });
+        let asked = Asked { nonce, at: Instant::now(), credit };
+        self.asked = Some(asked);
+        if self.questions.len() == QUESTIONS {
+            self.questions.pop_front();
+        }
+        self.questions.push_back(asked);
         let held_is_all = self.memory.held().count() <= HELD_NAMED;
         let held = self.memory.held().take(HELD_NAMED);
         let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
@@ -80,7 +86,7 @@ impl Agent {
             goodbye: goodbye.map(str::to_owned),
             instance: Some(shared.instance),
             probe,
-            curve_key: None,
+            curve_key: Some(shared.curve.public()),
             deferring: self.deferring.clone(),
             journal_bytes: shared.journal_bytes(),
         };

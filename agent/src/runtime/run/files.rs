@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::secrets::Sealed;
 use crate::delivery::memory::Known;
 use sally_common::id::{Digest, RunId};
 use serde::{Deserialize, Serialize};
@@ -29,13 +30,16 @@ pub struct Note {
     /// What was known of the run before this attempt: it counts again if the attempt is given back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Known>,
+    /// Its secrets, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
 }
 
 impl Note {
     /// Of an attempt that has no folder yet.
     pub fn of(run: RunId, attempt: u32, expires_ms: i64, order_digest: Digest) -> Self {
-        let (slot, boot, before) = (None, String::new(), None);
-        Note { run, attempt, expires_ms, order_digest, require_result: false, slot, boot, before }
+        let (slot, boot, before, sealed) = (None, String::new(), None, None);
+        Note { run, attempt, expires_ms, order_digest, require_result: false, slot, boot, before, sealed }
     }
 }
 

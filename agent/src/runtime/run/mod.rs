@@ -7,6 +7,7 @@
 //!
 //! - [`mod@start`]: up to the word "go"; [`follow`]: while it runs; [`conclude`]: its end as a result's body;
 //!   [`deliver`]: spool, publication, receipt.
+//! - [`secrets`]: sealed, opened, masked.
 //! - [`files`]: the agent's own files in the run folder.
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ mod conclude;
 mod deliver;
 pub mod files;
 mod follow;
+pub mod secrets;
 mod start;
 
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use sally_common::clock::now_ms;
 use sally_common::id::{Digest, RunId};
 use sally_common::subject::Channel;
-use sally_common::wire::order::Order;
+use sally_common::wire::order::{Order, OrderSignature};
 use sally_common::wire::report::{News, State};
 use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::{mpsc, watch};
@@ -49,6 +51,8 @@ pub struct Admitted {
     pub order: Arc<Order>,
     /// Its digest.
     pub order_digest: Digest,
+    /// Who signed it.
+    pub signatures: Vec<OrderSignature>,
 }
 
 /// What the loop tells a run.
@@ -127,6 +131,10 @@ pub struct Run {
     connected: watch::Receiver<u64>,
     /// Whether the keeper is known to be done with the run folder.
     reusable: bool,
+    /// What is masked in all that leaves: the attempt's secrets.
+    masks: Vec<String>,
+    /// The secrets cannot be opened any more, so nothing that the script wrote may leave.
+    withheld: bool,
 }
 
 impl Run {
@@ -138,7 +146,8 @@ impl Run {
         milestones: mpsc::Sender<Milestone>,
         connected: watch::Receiver<u64>,
     ) -> Self {
-        Run { shared, note, words, milestones, connected, reusable: false }
+        let (reusable, masks, withheld) = (false, Vec::new(), false);
+        Run { shared, note, words, milestones, connected, reusable, masks, withheld }
     }
 
     /// Runs an admitted dispatch to its receipt.
@@ -176,7 +185,11 @@ impl Run {
     pub async fn adopt(mut self, folder: RunFolder, slot: u16) {
         let body = match folder.events() {
             Ok(events) => {
-                let mut live = Live::adopted(folder, events);
+                self.open_again();
+                let mut live = Live::adopted(folder, events, &self.masks);
+                if self.withheld {
+                    live.withhold();
+                }
                 let ended = self.follow(&mut live).await;
                 self.free(slot).await;
                 if live.announce_at.is_some() && never_started(&live.folder) {
@@ -225,6 +238,18 @@ impl Run {
             Err(error) => {
                 tracing::error!(run = %self.note.run, %error, "cannot take a mark back; its folder says that nothing ran");
                 self.shared.count_loss("journal-write");
+            }
+        }
+    }
+
+    /// Opens the secrets of an attempt that another agent process began, to mask them.
+    fn open_again(&mut self) {
+        let Some(sealed) = &self.note.sealed else { return };
+        match sealed.open(&self.shared.curve) {
+            Ok(opened) => self.masks = secrets::masks(&opened),
+            Err(error) => {
+                tracing::error!(run = %self.note.run, "cannot mask what a run writes any more, so it is withheld: {error}");
+                self.withheld = true;
             }
         }
     }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::files::{NOTE_FILE, RELEASED, remove_dir};
 use super::follow::Live;
+use super::secrets::{self, Opened, Sealed};
 use super::{Admitted, Milestone, Run, Word};
 use crate::runtime::blob;
 use crate::runtime::outcome::{self, Ending};
@@ -45,16 +46,14 @@ struct Inputs {
     plan: Plan,
     script: Option<Vec<u8>>,
     params: Vec<u8>,
+    secrets: Opened,
     stdin: Option<Vec<u8>>,
 }
 
 impl Run {
     pub(super) async fn begin(&mut self, admitted: &Admitted, slot: u16) -> Result<Live, Stop> {
         let task = &admitted.order.task;
-        if !task.secrets.is_empty() {
-            let message = "the task brings sealed secrets, and this agent has no key that opens them";
-            return Err(Stop::Refused(Refusal::SecretsUnreadable, message.into()));
-        }
+        let secrets = self.open_secrets(admitted)?;
         let (program, script) = match &task.program {
             Program::Command => (sandbox::Program::Command, None),
             Program::Script { content, interpreter } => {
@@ -75,7 +74,19 @@ impl Run {
         let plan = self.plan(admitted, program)?;
         let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
         self.note.slot = Some(slot);
-        self.start(slot, &Inputs { plan, script, params, stdin }).await
+        self.start(slot, &Inputs { plan, script, params, secrets, stdin }).await
+    }
+
+    /// Opens the secrets that are for this agent. Every one must open before anything is made.
+    fn open_secrets(&mut self, admitted: &Admitted) -> Result<Opened, Stop> {
+        let unreadable = |message| Stop::Refused(Refusal::SecretsUnreadable, message);
+        let key = self.shared.config.key.public();
+        let sealed = Sealed::of(&admitted.order, &admitted.signatures, key).map_err(unreadable)?;
+        let Some(sealed) = sealed else { return Ok(Opened::new()) };
+        let opened = sealed.open(&self.shared.curve).map_err(unreadable)?;
+        self.masks = secrets::masks(&opened);
+        self.note.sealed = Some(sealed);
+        Ok(opened)
     }
 
     /// Starts the program, if need be in several tries: a launcher or keeper that died is replaced in moments,
@@ -143,7 +154,7 @@ impl Run {
         go.release();
         self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         sally_common::fail::point("agent.go.after");
-        Ok(Live::begun(folder, events))
+        Ok(Live::begun(folder, events, &self.masks))
     }
 
     fn make_folder(
@@ -158,7 +169,8 @@ impl Run {
             Some(bytes) => Some(memory_file(bytes)?),
         };
         let script = inputs.script.clone().map(Script::Bytes);
-        let inputs = RunInputs { script, params: inputs.params.clone(), secrets: Vec::new(), stdin };
+        let inputs =
+            RunInputs { script, params: inputs.params.clone(), secrets: inputs.secrets.clone(), stdin };
         let (folder, handover) = match self.shared.take_spare() {
             Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
             None => RunFolder::create(dir, inputs)?,
