@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # cargo-nextest when it is installed, and cargo's own test runner when not.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test build release bench nats-server tools test-tools fmt lint docs clean
+.PHONY: help demo test build release bench guarantees soak walk nats-server tools test-tools fmt lint docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -31,6 +31,15 @@ release: tools ## optimised programs; the agent static
 
 bench: release nats-server ## the benchmark: ratios to the floor, gates nothing
 	$(CARGO) bench --package sally-tests --bench bench -- $(BENCH)
+
+guarantees: test-tools nats-server ## every fault against every promise; writes the table of docs/guarantees.md
+	CARGO='$(CARGO)' packaging/faults.sh guarantees
+
+soak: test-tools nats-server ## faults at random for SOAK_MINUTES (30), over three brokers, synced and not
+	CARGO='$(CARGO)' packaging/faults.sh soak
+
+walk: test-tools nats-server ## one schedule of faults again: SALLY_SEED=N make walk
+	CARGO='$(CARGO)' packaging/faults.sh walk
 
 nats-server: ## a suitable broker into build/, nothing on the system is touched
 	@packaging/get-nats-server.sh

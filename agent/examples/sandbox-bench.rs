@@ -28,6 +28,9 @@ async fn measure(program: &Path) {
     let socket = dir.path().join("socket");
     let (state, path) = (state.to_str().unwrap(), socket.to_str().unwrap());
     let args = ["--state", state, "--socket", path, "--slots", "4", "--uid-base", "390000"];
+    // More arguments are the launcher's: `--break cgroup` shows what a layer costs.
+    let more: Vec<String> = std::env::args().skip(2).collect();
+    let args: Vec<&str> = args.into_iter().chain(more.iter().map(String::as_str)).collect();
     let mut child = spawn_launcher(Some(program), &args).unwrap();
     let launcher = connect_within(&socket, Duration::from_secs(5)).await.unwrap();
     for argv in [&["true"][..], &["sh", "-c", "true"]] {

@@ -13,6 +13,7 @@ use sally_common::wire::order::Profile;
 use serde::Deserialize;
 
 use crate::delivery::room::Storage;
+use crate::sandbox::Limits;
 
 /// Slots when none are configured: scripts mostly wait for something.
 pub const DEFAULT_SLOTS: u16 = 4;
@@ -54,6 +55,8 @@ struct Written {
     script: WrittenScript,
     #[serde(default)]
     storage: WrittenStorage,
+    #[serde(default)]
+    limits: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,6 +116,8 @@ pub struct Config {
     pub script_env: BTreeMap<String, String>,
     /// Bounds of what the agent keeps on disk.
     pub storage: Storage,
+    /// How much every script may use.
+    pub limits: Limits,
 }
 
 /// What is wrong with the configuration: everything, in one go.
@@ -159,6 +164,7 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
         note("heartbeat_s", format!("{heartbeat_s} is not between 1 and 3600 seconds"));
     }
     let storage = check_storage(&written.storage).map_err(|e| note("storage", e)).ok();
+    let limits = limits(&written.limits, &mut note);
     let creds = base.join(&written.creds);
     if let Err(e) = std::fs::metadata(&creds) {
         note("creds", format!("cannot read {}: {e}", creds.display()));
@@ -192,6 +198,7 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
                 labels: written.labels,
                 script_env: written.script.env,
                 storage,
+                limits,
             })
         }
         _ => Err(problems),
@@ -234,6 +241,18 @@ pub fn state_dir(path: &Path) -> Result<PathBuf, ConfigError> {
     Ok(base.parent().unwrap_or(Path::new("/")).join(only.state_dir))
 }
 
+/// The usual limits with what is configured. Every one that is unknown, nothing or too much is noted.
+fn limits(written: &BTreeMap<String, u64>, note: &mut impl FnMut(&str, String)) -> Limits {
+    let mut limits = Limits::default();
+    for (name, value) in written {
+        match limits.set(name, *value) {
+            Ok(()) => {}
+            Err(problem) => note("limits", problem),
+        }
+    }
+    limits
+}
+
 fn read_trust(path: &Path) -> Result<TrustList, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     serde_json::from_str(&text).map_err(|e| format!("{} is not a trust list: {e}", path.display()))
@@ -269,6 +288,19 @@ state_dir = "state"
         assert_eq!(config.profiles, [Profile::Strict]);
         assert_eq!(config.slots, DEFAULT_SLOTS);
         assert!(config.state_dir.is_absolute() && !config.launcher_is_external);
+    }
+
+    #[test]
+    fn limits_are_set_by_name_and_checked() {
+        let config = load_text(&format!("{GOOD}[limits]\nmemory_bytes = 4096\ncpu_ms = 9\n")).expect("good");
+        let expected = Limits { memory_bytes: 4096, cpu_ms: 9, ..Limits::default() };
+        assert_eq!(config.limits, expected);
+        let text = format!("{GOOD}[limits]\nmemory = 1\nprocesses = 0\nopen_files = 70000\n");
+        let error = load_text(&text).expect_err("bad");
+        for part in ["no limit is called memory;", "processes = 0 is not between 1 and", "open_files = 70000"]
+        {
+            assert!(error.contains(part), "{part} in {error}");
+        }
     }
 
     #[test]

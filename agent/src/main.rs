@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, run_launcher};
+use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, close_memory, run_launcher};
 use sally_agent::{config, local, runtime, script};
 
 /// Pulls tasks into an isolated zone, runs them in a sandbox, reports. Listens on nothing.
@@ -87,6 +87,9 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     log_to_stderr();
+    if let Err(error) = close_memory() {
+        return done(Err(error));
+    }
     match cli.command {
         Command::Run { config } => run(&config),
         Command::Launcher(args) => done(run_launcher(&args, named_files)),

@@ -13,7 +13,7 @@ use sally_agent::sandbox::{
 };
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -397,6 +397,13 @@ fn the_report_agrees_with_what_is_seen_from_outside() {
             running.release();
             running.said("up").await;
             let seen = seen_from_outside(running.script_pid());
+            // Each limit holds exactly where the script is in another group than the launcher.
+            let parts =
+                [(Layer::CgroupMemory, "memory"), (Layer::CgroupPids, "pids"), (Layer::CgroupCpu, "cpu")];
+            let own_groups = parts.map(|(layer, controller)| {
+                let group = host::group_of(running.script_pid(), controller);
+                (layer, group != host::group_of(host.child.id() as i32, controller))
+            });
             running.folder.kill().unwrap();
             let record = running.end().await.record;
             let shared = profile != Profile::Strict;
@@ -414,10 +421,17 @@ fn the_report_agrees_with_what_is_seen_from_outside() {
             ] {
                 assert_eq!(record.layers[&layer], Hold::Enforced, "{profile} {layer}");
             }
-            assert_eq!(record.layers[&Layer::Cgroup], Hold::Absent);
+            for (layer, own) in own_groups {
+                assert_eq!(record.layers[&layer] == Hold::Enforced, own, "{layer}");
+            }
             assert_eq!(record.layers[&Layer::Seccomp], Hold::Enforced);
-            // Of 6.12 and later; what it does is in the attack tests.
-            assert_eq!(record.layers[&Layer::Landlock], Hold::Enforced);
+            // What it does is in the attack tests.
+            let landlock = match host.launcher.info().landlock_abi {
+                0 => Hold::Absent,
+                1..=5 => Hold::Degraded,
+                _ => Hold::Enforced,
+            };
+            assert_eq!(record.layers[&Layer::Landlock], landlock);
             // All three of the keeper's and the stage's: what an attempt inherits and what it gets last.
             assert_eq!((&seen.status["Seccomp"][..], &seen.status["Seccomp_filters"][..]), ("2", "3"));
             let root = if profile == Profile::Host { Hold::Degraded } else { Hold::Enforced };
@@ -470,10 +484,11 @@ fn a_layer_left_out_shows_in_the_report() {
         let whole = Host::start(mode, &[]).await.sh("true").await.record.layers;
         for layer in Layer::ALL {
             let expected = match (layer, mode) {
-                (Layer::Cgroup, _) | (Layer::Uid, _) => continue,
+                (Layer::Uid, _) => continue,
+                (Layer::CgroupMemory | Layer::CgroupPids | Layer::CgroupCpu, _) => Hold::Absent,
                 // Without it an ordinary user has no other either.
                 (Layer::User, Mode::User) => continue,
-                (Layer::Mount | Layer::Root, _) => Hold::Degraded,
+                (Layer::Mount, _) => Hold::Degraded,
                 _ => Hold::Absent,
             };
             let host = Host::start(mode, &["--break", layer.name()]).await;
@@ -481,9 +496,22 @@ fn a_layer_left_out_shows_in_the_report() {
             assert_eq!(record.outcome, Outcome::Exited { code: 0 }, "{layer}: {record:?}");
             let mut wanted = whole.clone();
             wanted.insert(layer, expected);
+            let parts = [Layer::CgroupMemory, Layer::CgroupPids, Layer::CgroupCpu];
+            if layer == Layer::Cgroup {
+                wanted.extend(parts.map(|part| (part, Hold::Absent)));
+            } else if parts.contains(&layer) && whole[&Layer::Cgroup] == Hold::Enforced {
+                wanted.insert(Layer::Cgroup, Hold::Degraded);
+            }
             if layer == Layer::User {
                 // A slot's uid is given to it by its user namespace.
                 wanted.insert(Layer::Uid, Hold::Absent);
+            }
+            let limits = [Layer::CgroupMemory, Layer::CgroupPids, Layer::CgroupCpu];
+            if layer == Layer::Cgroup {
+                // Without the group there is nothing that its limits could hold in.
+                wanted.extend(limits.map(|limit| (limit, Hold::Absent)));
+            } else if limits.contains(&layer) && whole[&Layer::Cgroup] == Hold::Enforced {
+                wanted.insert(Layer::Cgroup, Hold::Degraded);
             }
             assert_eq!(record.layers, wanted, "{layer}");
             let mut demanding = plan("true");
@@ -498,9 +526,9 @@ fn a_layer_left_out_shows_in_the_report() {
 }
 
 #[test]
-fn what_is_missing_on_every_host_today_cannot_be_required() {
+fn what_is_missing_cannot_be_required() {
     in_both(async |mode| {
-        let host = Host::start(mode, &[]).await;
+        let host = Host::start(mode, &["--break", "cgroup"]).await;
         let mut demanding = plan("true");
         demanding.require = vec![Layer::Net, Layer::Cgroup];
         let outcome = host.run(&demanding, RunInputs::default()).await.record.outcome;
@@ -818,4 +846,80 @@ fn files_beyond_the_limit_are_not_cut_but_left_out() {
         assert_eq!(said, [(600, false), (0, true)]);
         assert!(record.artifacts[1].error.as_ref().unwrap().contains("artifact_bytes"));
     });
+}
+
+#[test]
+fn nobody_of_the_same_account_reads_memory_of_launcher_keeper_or_init() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut running = host.begin(0, &plan("echo up; sleep 60"), RunInputs::default()).await.unwrap();
+        running.release();
+        running.said("up").await;
+        // Any process of an account may look into the others, unless they forbid it: this one can be looked into.
+        let account = match mode {
+            Mode::Root => 0,
+            Mode::User => host.uid(0),
+        };
+        let open = as_account(account, &["sleep", "60"]).spawn().unwrap();
+        eventually("the process has its account", || owner_of_memory(open.id() as i32) == account).await;
+        for (name, pid) in
+            [("launcher", host.child.id() as i32), ("keeper", running.keeper), ("init", running.init)]
+        {
+            assert_eq!(owner_of_memory(pid), 0, "{name}: the kernel gives closed memory to root");
+            if mode == Mode::User {
+                let path = format!("/proc/{pid}/mem");
+                assert!(
+                    !as_account(account, &["dd", "status=none", "count=0", &format!("if={path}")])
+                        .status()
+                        .unwrap()
+                        .success(),
+                    "{name}"
+                );
+            }
+        }
+        let mut open = open;
+        open.kill().unwrap();
+        open.wait().unwrap();
+        running.folder.kill().unwrap();
+        running.end().await;
+    });
+}
+
+#[test]
+fn the_agent_closes_its_memory_before_it_reads_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let config = dir.path().join("agent.toml");
+    // A file that never comes: the agent waits with what it is before it has read a key.
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
+    let uid = nix::unistd::geteuid();
+    let account = if uid.is_root() { 65534 } else { uid.as_raw() };
+    let program = env!("CARGO_BIN_EXE_sally-agent");
+    let mut agent =
+        as_account(account, &[program, "run", "--config", config.to_str().unwrap()]).spawn().unwrap();
+    let pid = agent.id() as i32;
+    let own = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|file| file.uid() == account);
+    let runs = || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sally-agent\n");
+    block_on(eventually("its memory is closed", || runs() && own() && owner_of_memory(pid) == 0));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+/// Who may open a process's memory, by the owner of its files.
+fn owner_of_memory(pid: i32) -> u32 {
+    fs::metadata(format!("/proc/{pid}/mem")).map_or(u32::MAX, |file| file.uid())
+}
+
+/// A command of an account, without capabilities.
+fn as_account(account: u32, words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    if account != nix::unistd::geteuid().as_raw() {
+        let id = account.to_string();
+        command = Command::new("setpriv");
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).args(words);
+    }
+    command.stderr(Stdio::null());
+    command
 }

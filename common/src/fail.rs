@@ -12,7 +12,8 @@
 //! - `error`: an operation that is asked through [`io`] fails as by a full disk.
 //!
 //! Each time `FOLDER/NAME.hit` appears before the action, with the process id in it.
-//! `FOLDER/clock.PROGRAM` holds milliseconds by which the wall clock of `PROGRAM` is wrong.
+//! `FOLDER/clock.PROGRAM` holds milliseconds by which the wall clock of `PROGRAM` is wrong; other files stand in for
+//! facts of the host, see [`stand_in`].
 
 /// A place that a test can name.
 #[inline]
@@ -45,6 +46,18 @@ pub fn clock_offset_ms() -> i64 {
     return armed::clock_offset_ms();
     #[cfg(not(debug_assertions))]
     0
+}
+
+/// What a test puts in the place of a fact of this host, such as `boot_id`.
+#[inline]
+pub fn stand_in(name: &str) -> Option<String> {
+    #[cfg(debug_assertions)]
+    return armed::stand_in(name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        None
+    }
 }
 
 #[cfg(debug_assertions)]
@@ -99,14 +112,18 @@ mod armed {
     }
 
     pub(super) fn clock_offset_ms() -> i64 {
-        let Some(folder) = folder() else { return 0 };
         static NAME: OnceLock<String> = OnceLock::new();
         let name = NAME.get_or_init(|| {
             let program = std::env::current_exe().ok();
             let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
             format!("clock.{}", program.to_string_lossy())
         });
-        fs::read_to_string(folder.join(name)).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+        stand_in(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    pub(super) fn stand_in(name: &str) -> Option<String> {
+        let text = fs::read_to_string(folder()?.join(name)).ok()?;
+        Some(text.trim().to_owned())
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_nats::{Client as Nats, HeaderMap, Message};
@@ -17,10 +18,13 @@ use sally::client::{Client, ClientError};
 use sally::context::{Context, ContextFile, write_context};
 use sally_common::id::{Digest, JobId, RunId};
 use sally_common::key::SigningKey;
+use sally_common::limit;
 use sally_common::name::{Agent, User, Zone};
-use sally_common::nats::accounts::{CONTROLLER_INBOX, Role, is_caller_inbox};
+use sally_common::nats::accounts::{CONTROLLER_INBOX, Role, Trust, is_caller_inbox};
 use sally_common::nats::connect::{ConnectSettings, connect};
+use sally_common::secret::CurveKey;
 use sally_common::wire::api::*;
+use sally_common::wire::command::Lane;
 use sally_common::wire::order::Order;
 use sally_common::wire::record::*;
 use sally_common::wire::{self, Envelope, Kind};
@@ -31,11 +35,19 @@ use tokio::task::JoinSet;
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct House {
-    _controller: JoinSet<()>,
+    controller: JoinSet<()>,
+    key: SigningKey,
+    state: StateDir,
+    trust: Trust,
     context: PathBuf,
-    _broker: Broker,
+    submits: Submits,
+    curve: Arc<CurveKey>,
+    broker: Broker,
     _dir: tempfile::TempDir,
 }
+
+/// What was submitted, and the orders of it.
+type Submits = Arc<Mutex<Vec<(Submit, Order)>>>;
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -77,23 +89,43 @@ impl House {
             tls_first: false,
         };
         write_context(&context, &file).unwrap();
-        let mut tasks = JoinSet::new();
+        let mut house = Self {
+            controller: JoinSet::new(),
+            key: controller_key,
+            state,
+            trust,
+            context,
+            submits: Submits::default(),
+            curve: Arc::new(CurveKey::generate()),
+            broker,
+            _dir: dir,
+        };
         if with_controller {
-            let creds = state.issue(&trust, Role::Controller, now()).unwrap();
-            let mut settings = ConnectSettings::new(broker.url(), creds, "played");
-            settings.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
-            let nats = connect(&settings, |_| ()).await.unwrap();
-            let mut requests = nats.subscribe("sally.api.*").await.unwrap();
-            nats.flush().await.unwrap();
-            let mut played =
-                Played { nats, key: controller_key, blobs: BTreeMap::new(), jobs: Vec::new(), behind: None };
-            tasks.spawn(async move {
-                while let Some(request) = requests.next().await {
-                    played.answer(request).await;
-                }
-            });
+            house.serve().await;
         }
-        Self { _controller: tasks, context, _broker: broker, _dir: dir }
+        house
+    }
+
+    /// Starts the played controller.
+    async fn serve(&mut self) {
+        let creds = self.state.issue(&self.trust, Role::Controller, now()).unwrap();
+        let mut settings = ConnectSettings::new(self.broker.url(), creds, "played");
+        settings.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
+        let nats = connect(&settings, |_| ()).await.unwrap();
+        let mut requests = nats.subscribe("sally.api.*").await.unwrap();
+        nats.flush().await.unwrap();
+        let (key, submits, curve) = (self.key.clone(), self.submits.clone(), self.curve.clone());
+        let (blobs, jobs) = (BTreeMap::new(), Vec::new());
+        let mut played = Played { nats, key, blobs, jobs, behind: None, submits, curve };
+        self.controller.spawn(async move {
+            while let Some(request) = requests.next().await {
+                played.answer(request).await;
+            }
+        });
+    }
+
+    fn last_submit(&self) -> (Submit, Order) {
+        self.submits.lock().unwrap().last().unwrap().clone()
     }
 
     async fn client(&self) -> Client {
@@ -118,6 +150,13 @@ struct Played {
     jobs: Vec<(JobRecord, Vec<RunRecord>, Order)>,
     /// Bytes behind the next reply.
     behind: Option<Vec<u8>>,
+    submits: Submits,
+    /// Of local-1; local-2 has said none.
+    curve: Arc<CurveKey>,
+}
+
+fn agent_key() -> SigningKey {
+    SigningKey::from_secret([7; 32])
 }
 
 impl Played {
@@ -205,12 +244,57 @@ impl Played {
                 json!({"offset": from, "stored": bytes.len(), "ended": true, "dropped": 0})
             }
             Call::Cancel { .. } => json!({"job": self.jobs.last().unwrap().0, "runs": 0}),
-            Call::Agents => json!({"agents": []}),
-            Call::Resolve { .. } => {
-                json!({"targets": [{"zone": "local", "agent": "local-1", "online": true}]})
+            Call::Agents => json!({"agents": [{
+                "agent": "local-1", "zone": "local", "state": "online", "last_seen_at": null,
+                "last_seen_s": 1, "slots_used": 0, "slots_total": 4, "version": "0", "labels": {}, "key": "",
+                "incarnation": "", "hostname": "", "os": "", "kernel": "", "arch": "", "sandbox_mode": "root",
+                "profiles": [], "spool_results": 0, "refused": {}, "last_error": null, "waiting": 3,
+                "draining": true,
+            }]}),
+            Call::Resolve { targets } => {
+                let key = agent_key().public().clone();
+                let mut found = vec![json!({"zone": "local", "agent": "local-1", "online": true,
+                    "agent_key": key, "curve_key": self.curve.public()})];
+                if targets.all {
+                    found.push(
+                        json!({"zone": "local", "agent": "local-2", "online": false, "agent_key": key}),
+                    );
+                }
+                json!({"targets": found})
+            }
+            Call::Order { job } => {
+                let (_, _, order) = self.jobs.iter().find(|j| j.0.id == job).unwrap();
+                let order = serde_json::to_string(order).unwrap();
+                json!({"order": order, "signatures": [], "offline": "skip", "priority": 7, "lane": "direct"})
+            }
+            Call::CancelRequest { request_id, hard } => {
+                let found = self.jobs.iter().find(|j| j.0.request_id == request_id).map(|j| &j.0);
+                json!({"job": found, "runs": u64::from(hard)})
+            }
+            Call::Waiting { from, limit, .. } => {
+                // Three in pages of at most two.
+                let runs = [0, 1, 2].map(|n| ended(JobId::generate(1).run(n), "local-1", "fine"));
+                let to = (from + limit.min(2)).min(3);
+                let next = (to < 3).then_some(to);
+                json!({"runs": runs[from as usize..to as usize], "next": next})
+            }
+            Call::Purge { .. } => json!({"runs": 3, "agents": [target("local-1")]}),
+            Call::Forget { agent, .. } => json!({"runs": 1, "agents": [target(agent.as_str())]}),
+            Call::Drain { drain, .. } => {
+                json!({"agents": [target(if drain { "local-1" } else { "local-2" })]})
+            }
+            Call::Ping { wait_ms, .. } => {
+                let mut pings =
+                    vec![json!({"zone": "local", "agent": "local-1", "rtt_ms": 1.5, "skew_ms": -3})];
+                // The patient hear of all who answer.
+                if wait_ms < 1_000 {
+                    let silent =
+                        json!({"zone": "local", "agent": "local-2", "rtt_ms": null, "skew_ms": null});
+                    pings.push(silent);
+                }
+                json!({"agents": pings})
             }
             Call::Jobs { .. } => json!({"jobs": [], "more": false}),
-            other => return Err(fail(ErrorCode::Usage, &format!("{} is not played here", other.verb()))),
         })
     }
 
@@ -218,7 +302,14 @@ impl Played {
     async fn submit(&mut self, order: Order, submit: Submit) -> Value {
         let id = JobId::generate(now() as i64 * 1000);
         let mode = order.task.args.first().cloned().unwrap_or_default();
-        let agents = if order.targets.all { vec!["local-1", "local-2"] } else { vec!["local-1"] };
+        self.submits.lock().unwrap().push((submit.clone(), order.clone()));
+        let named: Vec<&str> =
+            order.targets.agents.iter().filter_map(|a| Some(a.split_once('/')?.1)).collect();
+        let agents = match order.targets.all {
+            true => vec!["local-1", "local-2"],
+            false if named.is_empty() => vec!["local-1"],
+            false => named,
+        };
         let mut runs: Vec<RunRecord> = Vec::new();
         for (index, agent) in agents.iter().enumerate() {
             runs.push(ended(id.run(index as u32), agent, &mode));
@@ -233,7 +324,7 @@ impl Played {
             created_at: "2026-11-21T07:00:00.000Z".into(),
             by: "ann".into(),
             request_id: order.request_id.clone(),
-            retry_of: None,
+            retry_of: submit.retry_of.clone(),
             title: order.task.title.clone().unwrap_or_default(),
             counts: BTreeMap::from([(RunState::Pending, runs.len() as u64)]),
         };
@@ -254,7 +345,7 @@ impl Played {
                 if !whole {
                     (bare.stdout, bare.result) = (String::new(), None);
                 }
-                let change = Change::Run { run: Box::new(bare), whole };
+                let change = Change::Run { run: Box::new(bare), whole, ended: None };
                 self.event(&inbox, Event { v: 1, job: id.clone(), change }, &self.key).await;
             }
             let forged =
@@ -294,6 +385,10 @@ fn ended(run: RunId, agent: &str, mode: &str) -> RunRecord {
     });
     // Over text: a raw value is read from text only.
     serde_json::from_str(&record.to_string()).unwrap()
+}
+
+fn target(agent: &str) -> Value {
+    json!({"zone": "local", "agent": agent, "online": true})
 }
 
 fn said(output: &Output) -> (Option<i32>, String, String) {
@@ -405,8 +500,10 @@ async fn errors_have_exit_codes_and_words() {
     assert_eq!((code, &error["code"]), (Some(2), &json!("usage")), "{stderr}");
 
     let alone = House::start(false).await;
+    // It may be starting: some seconds are waited, and that is said.
     let (code, _, stderr) = said(&alone.sally("exec -a x -- true").await);
-    assert!(code == Some(7) && stderr.contains("no controller answers"), "{stderr}");
+    assert!(code == Some(7) && stderr.starts_with("no controller answers: it may be"), "{stderr}");
+    assert!(stderr.contains("sally: no controller answers on the broker at"), "{stderr}");
 
     let mut gone = Context::read(&alone.context).unwrap().to_file();
     gone.url = "nats://127.0.0.1:1".into();
@@ -447,4 +544,180 @@ async fn ctrl_c_detaches_and_a_closed_pipe_ends_quietly() {
     tokio::time::timeout(LIMIT, BufReader::new(reading).read_to_string(&mut said)).await.unwrap().unwrap();
     assert_eq!(child.wait().await.unwrap().code(), Some(141), "{said}");
     assert!(!said.contains("panicked") && !said.contains("sally:"), "{said}");
+}
+
+#[tokio::test]
+async fn a_controller_that_is_away_for_a_moment_is_waited_for() {
+    let mut house = House::start(false).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sally"));
+    command.arg("--context").arg(&house.context).args(["exec", "-a", "x", "-o", "json", "--", "fine"]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let mut stderr = tokio::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    tokio::io::AsyncBufReadExt::read_line(&mut stderr, &mut line).await.unwrap();
+    assert!(line.contains("trying for some seconds"), "{line}");
+    // It has heard that nobody is there; now somebody comes.
+    house.serve().await;
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
+    let whole: JobWithRuns = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), whole.job.state), (Some(0), JobState::Succeeded));
+    assert_eq!(house.submits.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_said_of_delivery_reaches_the_controller() {
+    let house = House::start(true).await;
+    let line = "exec -a local-1 --idempotent --retries 2 --retry-on exit=75 --backoff 2s --priority 9 \
+                --latest-only nightly --lane direct --offline fail -- fine";
+    let (code, _, stderr) = said(&house.sally(line).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (submit, order) = house.last_submit();
+    assert_eq!((submit.priority, submit.lane, submit.offline), (9, Lane::Direct, Offline::Fail));
+    assert_eq!(submit.latest_only.as_deref(), Some("nightly"));
+    let retry = order.task.retry.unwrap();
+    assert_eq!((retry.attempts, retry.backoff_ms, order.task.idempotent), (3, 2_000, true));
+
+    let (_, _, stderr) = said(&house.sally("exec -a local-1 -- fine").await);
+    let (submit, order) = house.last_submit();
+    assert_eq!((submit.priority, submit.lane), (limit::PRIORITY_DEFAULT, Lane::Queue), "{stderr}");
+    assert!(order.task.retry.is_none() && !order.task.idempotent && submit.retry_of.is_none());
+}
+
+#[tokio::test]
+async fn secrets_are_sealed_to_each_target_before_anything_is_sent() {
+    let house = House::start(true).await;
+    let file = house.context.with_file_name("password");
+    std::fs::write(&file, "hunter2").unwrap();
+    let secret = format!("--secret db=@{}", file.display());
+    let (code, _, stderr) = said(&house.sally(&format!("exec -a local-* {secret} -- fine")).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (submit, order) = house.last_submit();
+    assert!(!submit.order.contains("hunter2"));
+    assert_eq!(order.targets.agents, ["local/local-1"], "nobody else gets it, whoever comes to match");
+    let [sealed] = order.task.secrets.as_slice() else { panic!("{:?}", order.task.secrets) };
+    assert_eq!(&sealed.agent_key, agent_key().public());
+    let opened = house.curve.open(sealed, &order.request_id, &submit.signatures);
+    assert_eq!(opened.as_deref(), Ok(&b"hunter2"[..]));
+
+    let (code, _, stderr) = said(&house.sally(&format!("exec --all {secret} -- fine")).await);
+    assert!(code == Some(6) && stderr.contains("local/local-2") && stderr.contains("hint:"), "{stderr}");
+    // Who is left out needs no key.
+    let (code, _, stderr) = said(&house.sally(&format!("exec --all --offline skip {secret} -- fine")).await);
+    assert_eq!(code, Some(0), "{stderr}");
+
+    let (code, _, stderr) = said(&house.sally("exec -a local-1 --secret db=hunter3 -- fine").await);
+    assert!(code == Some(2) && stderr.contains("@FILE") && !stderr.contains("hunter3"), "{stderr}");
+
+    let (code, _, stderr) = said(&house.sally("job retry latest --only all").await);
+    assert!(code == Some(2) && stderr.contains("--secret db=@FILE"), "{stderr}");
+    let (code, _, stderr) = said(&house.sally(&format!("job retry latest --only all {secret}")).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (again, order_again) = house.last_submit();
+    assert_ne!(order_again.request_id, order.request_id);
+    let opened = house.curve.open(&order_again.task.secrets[0], &order_again.request_id, &again.signatures);
+    assert_eq!(opened.as_deref(), Ok(&b"hunter2"[..]));
+}
+
+#[tokio::test]
+async fn a_retry_is_a_new_job_for_the_runs_that_are_named() {
+    let house = House::start(true).await;
+    let (code, stdout, _) = said(&house.sally("exec --all --expires 2h -o json -- mixed").await);
+    assert_eq!(code, Some(3));
+    let first: JobWithRuns = serde_json::from_str(&stdout).unwrap();
+    let (_, before) = house.last_submit();
+
+    let (code, stdout, stderr) = said(&house.sally("job retry latest -o json").await);
+    assert_eq!(code, Some(3), "it fails again: {stderr}");
+    let second: JobWithRuns = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(second.job.retry_of, Some(first.job.id));
+    let (submit, order) = house.last_submit();
+    assert_eq!(order.targets.agents, ["local/local-2"]);
+    assert_eq!(serde_json::to_value(&order.task).unwrap(), serde_json::to_value(&before.task).unwrap());
+    assert_eq!(order.expires_ms - order.created_ms, 2 * 3600 * 1000);
+    assert_ne!(order.request_id, before.request_id);
+    assert_eq!((submit.priority, submit.lane, submit.offline), (7, Lane::Direct, Offline::Skip), "as before");
+
+    let line = "job retry latest --only failed,unknown --detach --priority 0 --lane queue --offline wait \
+                --request-id again-1 --expires 1m";
+    let (code, id, _) = said(&house.sally(line).await);
+    assert!(code == Some(0) && id.trim().parse::<JobId>().is_ok(), "{id}");
+    let (submit, order) = house.last_submit();
+    assert_eq!((submit.priority, submit.lane, submit.offline), (0, Lane::Queue, Offline::Wait));
+    assert_eq!((order.request_id.as_str(), order.expires_ms - order.created_ms), ("again-1", 60_000));
+
+    let count = house.submits.lock().unwrap().len();
+    let (code, _, stderr) = said(&house.sally("job retry latest --only expired,not-started").await);
+    assert!(code == Some(4) && stderr.contains("no run that is expired or not-started"), "{stderr}");
+    let (code, stdout, _) = said(&house.sally("job retry latest --plan -o name").await);
+    assert_eq!((code, stdout.as_str()), (Some(0), "local/local-1\n"));
+    assert_eq!(house.submits.lock().unwrap().len(), count, "nothing was submitted");
+}
+
+#[tokio::test]
+async fn cancelling_by_request_id_works_before_there_is_a_job() {
+    let house = House::start(true).await;
+    let (code, _, stderr) = said(&house.sally("job cancel --request-id nightly").await);
+    assert!(
+        code == Some(0) && stderr.contains("nightly yet: it will be cancelled when it comes"),
+        "{stderr}"
+    );
+    said(&house.sally("exec -a local-1 --request-id nightly --detach -- never").await);
+    let (code, _, stderr) = said(&house.sally("job cancel --request-id nightly --hard").await);
+    assert!(code == Some(0) && stderr.contains("one run will be cancelled"), "{stderr}");
+}
+
+#[tokio::test]
+async fn waiting_work_is_listed_purged_drained_and_agents_are_asked() {
+    let house = House::start(true).await;
+    let (code, stdout, _) = said(&house.sally("agent waiting local-1 -o json").await);
+    let listed: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, listed["runs"].as_array().map(Vec::len)), (Some(0), Some(3)), "all pages");
+    let (_, stdout, _) = said(&house.sally("agent waiting local/local-1 -n 1 -o name").await);
+    assert_eq!(stdout.lines().count(), 1);
+    let (code, _, _) = said(&house.sally("agent waiting local-9").await);
+    assert_eq!(code, Some(4));
+
+    let (code, _, stderr) = said(&house.sally("agent purge -a local-1").await);
+    assert!(code == Some(2) && stderr.contains("3 runs wait for local/local-1") && stderr.contains("--yes"));
+    let (code, _, stderr) = said(&house.sally("agent purge -a local-1 --yes").await);
+    assert_eq!((code, stderr.as_str()), (Some(0), "3 runs cancelled that waited for local/local-1\n"));
+    let (_, stdout, _) = said(&house.sally("agent purge -a local-1 --yes -o jsonl").await);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["runs"], 3);
+    let (code, _, stderr) = said(&house.sally("agent forget local-1").await);
+    assert!(code == Some(2) && stderr.contains("will be forgotten"), "{stderr}");
+    let (code, _, stderr) = said(&house.sally("agent forget local-1 -y").await);
+    assert!(code == Some(0) && stderr.contains("1 run cancelled; forgotten: local/local-1"), "{stderr}");
+
+    let (code, _, stderr) = said(&house.sally("agent drain -a local-1").await);
+    assert!(code == Some(0) && stderr.starts_with("drained: local/local-1"), "{stderr}");
+    let (_, stdout, _) = said(&house.sally("agent resume --all -o name").await);
+    assert_eq!(stdout, "local/local-2\n");
+    let (code, _, stderr) = said(&house.sally("agent drain").await);
+    assert!(code == Some(2) && stderr.contains("no target"), "{stderr}");
+    let (_, stdout, _) = said(&house.sally("agent ls").await);
+    assert!(stdout.contains("online (draining)"), "{stdout}");
+
+    let (code, stdout, _) = said(&house.sally("agent ping").await);
+    assert!(code == Some(0) && stdout.contains("1.5ms"), "{stdout}");
+    let (code, stdout, stderr) = said(&house.sally("agent ping --wait 100ms -o json").await);
+    assert!(code == Some(5) && stderr.contains("no answer within 100ms: local/local-2"), "{stderr}");
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["agents"][0]["skew_ms"], -3);
+}
+
+#[tokio::test]
+async fn output_goes_on_after_a_byte() {
+    let house = House::start(true).await;
+    said(&house.sally("exec --all -- fine").await);
+    let (code, stdout, stderr) =
+        said(&house.sally("job logs latest -a local-1 --stdout --after 4 --raw").await);
+    assert_eq!((code, stdout.as_str()), (Some(0), &OUTPUT[4..]), "{stderr}");
+    let (_, stdout, _) =
+        said(&house.sally("job logs latest --stdout --after 0.1.stdout=8,1.1.stdout=12").await);
+    assert_eq!(stdout, "local-1 | two\n");
+    // Of another attempt it says nothing.
+    let (_, stdout, _) = said(&house.sally("job logs latest -a local-1 --after 0.2.stdout=8").await);
+    assert_eq!(stdout, OUTPUT);
+    let (code, _, stderr) = said(&house.sally("job logs latest --after 4").await);
+    assert!(code == Some(2) && stderr.contains("one stream of one run"), "{stderr}");
 }

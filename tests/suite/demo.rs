@@ -5,17 +5,17 @@ use std::process::Command;
 
 use crate::harness::{programs, repository, run};
 
-/// What stands between the demo's marks.
-fn block(file: &str) -> String {
+/// What stands between the marks of this name.
+pub fn block(file: &str, name: &str) -> String {
     let text = std::fs::read_to_string(repository().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-    let (_, rest) = text.split_once("<!-- demo -->").unwrap_or_else(|| panic!("{file} has no demo block"));
-    let (block, _) =
-        rest.split_once("<!-- /demo -->").unwrap_or_else(|| panic!("{file}: its demo has no end"));
+    let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
+    let (_, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{file} has no {begin}"));
+    let (block, _) = rest.split_once(&end).unwrap_or_else(|| panic!("{file} has no {end}"));
     block.trim().to_owned()
 }
 
 /// The lines of the fenced shell code in a block.
-fn commands(block: &str) -> Vec<String> {
+pub fn commands(block: &str) -> Vec<String> {
     let mut inside = false;
     let mut lines = Vec::new();
     for line in block.lines() {
@@ -30,9 +30,11 @@ fn commands(block: &str) -> Vec<String> {
 
 #[test]
 fn the_demo_of_both_readmes_is_the_same() {
-    let (english, chinese) = (commands(&block("README.md")), commands(&block("README.zh-CN.md")));
-    assert!(!english.is_empty(), "the demo has no commands");
-    assert_eq!(english, chinese);
+    for name in ["demo", "delivery"] {
+        let of = |file| commands(&block(file, name));
+        assert!(!of("README.md").is_empty(), "{name} has no commands");
+        assert_eq!(of("README.md"), of("README.zh-CN.md"), "{name}");
+    }
 }
 
 #[test]
@@ -43,7 +45,7 @@ fn the_demo_of_the_readmes_works_as_it_stands_there() {
     // A demo that hangs is ended with all that it started: `timeout` signals the whole group.
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", "45", "bash", "-euo", "pipefail", "-c"]);
-    command.arg(commands(&block("README.md")).join("\n")).current_dir(dir.path());
+    command.arg(commands(&block("README.md", "demo")).join("\n")).current_dir(dir.path());
     command.env("PATH", format!("{}:{path}", programs().display())).env_remove("SALLY_CONTEXT");
     in_folder(&mut command, dir.path());
     let said = run(&mut command).expect(0);

@@ -25,6 +25,12 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
+/// The broker under test: what `SALLY_NATS_SERVER` names, else what `make nats-server` got.
+pub fn nats_server() -> PathBuf {
+    let own = || repository().join("build/nats-server/nats-server");
+    std::env::var_os("SALLY_NATS_SERVER").map_or_else(own, PathBuf::from)
+}
+
 /// What a program said and how it ended.
 #[derive(Debug)]
 pub struct Said {
@@ -128,8 +134,30 @@ impl Up {
 
     /// Starts one on a folder that may hold an earlier one's state.
     pub fn start_in(dir: tempfile::TempDir, agents: u32, more: &[&str]) -> Up {
+        Up::start_changed(dir, agents, more, |_| ())
+    }
+
+    /// The same with a command that was changed, by a variable for example.
+    pub fn start_changed(
+        dir: tempfile::TempDir,
+        agents: u32,
+        more: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Up {
+        Up::start_program(&programs().join("sally"), dir, agents, more, change)
+    }
+
+    /// The same with a `sally` that has another `sally-agent` beside it.
+    pub fn start_program(
+        program: &Path,
+        dir: tempfile::TempDir,
+        agents: u32,
+        more: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Up {
         let log = std::fs::File::create(dir.path().join("up.stderr")).unwrap();
-        let mut child = Command::new(programs().join("sally"))
+        let mut command = Command::new(program);
+        command
             .args(["up", "--dir"])
             .arg(dir.path().join("up"))
             .args(["--agents", &agents.to_string()])
@@ -137,11 +165,13 @@ impl Up {
             .env("XDG_STATE_HOME", dir.path().join("state"))
             .env("XDG_CONFIG_HOME", dir.path().join("config"))
             .env("XDG_DATA_HOME", dir.path().join("data"))
+            // Cargo may build elsewhere, where the program does not find the project's copy.
+            .env("SALLY_NATS_SERVER", nats_server())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .stderr(log);
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let stderr = || std::fs::read_to_string(dir.path().join("up.stderr")).unwrap();

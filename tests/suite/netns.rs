@@ -24,7 +24,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 const HOSTNAME: &str = "edge-host-7";
 
-fn missing() -> Option<String> {
+/// What a network namespace of a test's own needs and is not here.
+pub fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("not root".into());
     }
@@ -43,17 +44,21 @@ fn sh(text: &str) -> String {
 }
 
 /// A network namespace joined to this one by a pair of interfaces. Dropped, both are gone.
-struct Zone {
-    name: String,
-    outside: String,
+pub struct Zone {
+    pub name: String,
+    /// The address of this side.
+    pub outside: String,
     inside: String,
     link: String,
 }
 
 impl Zone {
-    fn new() -> Zone {
+    pub fn new() -> Zone {
+        // Several tests may be threads of one process.
+        static ZONES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let more = ZONES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         // Interface names have at most 15 bytes; the address block is for benchmarks and used by nobody.
-        let id = std::process::id();
+        let id = std::process::id().wrapping_add(more * 7_919) % 10_000_000;
         let (a, b) = (id / 64 % 256, id % 64 * 4);
         let zone = Zone {
             name: format!("sally-test-{id}"),
@@ -76,6 +81,22 @@ impl Zone {
              ip netns exec {0} tc filter add dev up0 ingress bpf bytecode '{DROP_UNASKED}' da",
             self.name
         ));
+    }
+
+    /// Drops everything that comes in, that goes out, or both.
+    pub fn drop_all(&self, directions: &[&str]) {
+        let name = &self.name;
+        sh(&format!("ip netns exec {name} tc qdisc replace dev up0 clsact"));
+        for direction in directions {
+            sh(&format!(
+                "ip netns exec {name} tc filter add dev up0 {direction} bpf bytecode '1,6 0 0 2' da"
+            ));
+        }
+    }
+
+    /// Takes every filter away.
+    pub fn pass_all(&self) {
+        sh(&format!("ip netns exec {} tc qdisc del dev up0 clsact", self.name));
     }
 
     fn let_all_in(&self) {

@@ -7,7 +7,7 @@ use sally_common::wire::record::{
 use sally_common::wire::report::SandboxReport;
 use serde_json::value::RawValue;
 
-use crate::sandbox::{ExitRecord, Hold, Outcome};
+use crate::sandbox::{ExitRecord, Hold, LimitHit, LimitName, Outcome};
 use crate::script;
 
 /// The end of an attempt, without its output.
@@ -49,7 +49,44 @@ impl Ending {
 
 /// Judges an attempt that has an exit record. `asked` says whether the controller asked to cancel it: a keeper
 /// also ends an attempt when its launcher is told to stop with everything, and that is an interruption.
+///
+/// A limit that ended the run is the reason. One that the run only met is the reason if the run failed by itself.
 pub fn judge(
+    record: &ExitRecord,
+    result: &script::ScriptResult,
+    require_result: bool,
+    asked: bool,
+) -> Ending {
+    let ending = judge_outcome(record, result, require_result, asked);
+    let by_itself = matches!(record.outcome, Outcome::Exited { .. } | Outcome::Signaled { .. });
+    match record.limit {
+        Some(hit) if by_itself && (hit.ended || own_failure(&ending)) => limited(ending, hit),
+        _ => ending,
+    }
+}
+
+/// Whether the run failed by its exit code or a signal, without a word of its own about why.
+fn own_failure(ending: &Ending) -> bool {
+    matches!(ending.reason.as_deref(), Some("exit-code" | "signal"))
+}
+
+fn limited(ending: Ending, hit: LimitHit) -> Ending {
+    let (reason, what) = match hit.limit {
+        LimitName::Memory => ("memory-limit", "used more memory than its limit"),
+        LimitName::Cpu => ("cpu-limit", "used more processor time than its limit"),
+        LimitName::Processes => ("process-limit", "tried to have more processes than its limit"),
+        LimitName::File => ("file-size-limit", "wrote a file larger than its limit"),
+        LimitName::Work => ("work-limit", "filled the writable folders up to their limit"),
+        LimitName::WorkFiles => ("work-files-limit", "made as many files as its limit allows"),
+    };
+    let message = match ending.message {
+        Some(message) if !hit.ended => format!("{message}; it {what}"),
+        _ => format!("it {what}"),
+    };
+    Ending { state: RunState::Failed, reason: Some(reason.into()), message: Some(message), ..ending }
+}
+
+fn judge_outcome(
     record: &ExitRecord,
     result: &script::ScriptResult,
     require_result: bool,
@@ -220,5 +257,75 @@ pub fn inner_profile(profile: sally_common::wire::order::Profile) -> crate::sand
         Profile::Strict => Inner::Strict,
         Profile::Net => Inner::Net,
         Profile::Host => Inner::Host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{Layers, Profile, RECORD_VERSION, StreamCount};
+
+    fn ending(outcome: Outcome, limit: Option<LimitHit>) -> Ending {
+        let record = ExitRecord {
+            v: RECORD_VERSION,
+            run: "01j".into(),
+            attempt: 1,
+            outcome,
+            started_at_unix_ms: Some(1),
+            finished_at_unix_ms: 2,
+            duration_ms: 1,
+            stdout: StreamCount::default(),
+            stderr: StreamCount::default(),
+            result: StreamCount::default(),
+            result_file: None,
+            artifacts: vec![],
+            usage: crate::sandbox::Usage::default(),
+            limit,
+            leftovers: 0,
+            uid: 1,
+            profile: Profile::Strict,
+            layers: Layers::new(),
+        };
+        let door = script::Door { bytes: b"", seen: 0 };
+        judge(&record, &script::read_result(&door, &door, &script::ResultLimits::default()), false, true)
+    }
+
+    fn check(outcome: Outcome, limit: LimitName, ended: bool, state: RunState, reason: Option<&str>) {
+        let ending = ending(outcome, Some(LimitHit { limit, ended }));
+        assert_eq!((ending.state, ending.reason.as_deref()), (state, reason));
+    }
+
+    #[test]
+    fn a_limit_that_ended_the_run_is_the_reason() {
+        let killed = Outcome::Signaled { signal: 9 };
+        check(killed.clone(), LimitName::Memory, true, RunState::Failed, Some("memory-limit"));
+        check(Outcome::Exited { code: 0 }, LimitName::Cpu, true, RunState::Failed, Some("cpu-limit"));
+        check(
+            Outcome::Signaled { signal: 25 },
+            LimitName::File,
+            true,
+            RunState::Failed,
+            Some("file-size-limit"),
+        );
+        assert_eq!(ending(killed, None).reason.as_deref(), Some("signal"));
+    }
+
+    #[test]
+    fn a_limit_that_was_met_is_the_reason_of_a_failure_only() {
+        let failed = Outcome::Exited { code: 2 };
+        check(failed.clone(), LimitName::Processes, false, RunState::Failed, Some("process-limit"));
+        check(failed.clone(), LimitName::Work, false, RunState::Failed, Some("work-limit"));
+        check(failed.clone(), LimitName::WorkFiles, false, RunState::Failed, Some("work-files-limit"));
+        check(Outcome::Exited { code: 0 }, LimitName::Processes, false, RunState::Succeeded, None);
+        let message = ending(failed, Some(LimitHit { limit: LimitName::Work, ended: false })).message;
+        assert_eq!(message.as_deref(), Some("exit code 2; it filled the writable folders up to their limit"));
+    }
+
+    #[test]
+    fn the_timeout_and_a_cancellation_come_before_a_limit() {
+        let timed_out = Outcome::TimedOut { code: None, signal: Some(15) };
+        check(timed_out, LimitName::Memory, false, RunState::TimedOut, Some("timeout"));
+        let cancelled = Outcome::Cancelled { code: None, signal: Some(9) };
+        check(cancelled, LimitName::Cpu, false, RunState::Cancelled, Some("cancelled"));
     }
 }

@@ -213,6 +213,14 @@ impl Outgoing {
         StreamEnd { bytes: self.ready, digest, dropped: dropped + self.withheld(), inline: None }
     }
 
+    /// The file that holds what was announced.
+    ///
+    /// # Errors
+    /// It cannot be opened a second time.
+    pub fn handle(&self) -> io::Result<File> {
+        self.file()?.try_clone()
+    }
+
     /// The whole masked stream, for a result that carries it.
     pub fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.ready as usize];

@@ -3,11 +3,14 @@
 
 use super::artifacts::{self, DoorBytes};
 use super::capture::{BUFFER, Stream, read_kept};
+use super::cgroup_group::{Counters, Group, Used};
 use super::init::Prepared;
 use super::keeper::{FromLauncher, Keeper};
 use super::layer::Layers;
 use super::plan::Plan;
-use super::record::{Collected, ExitRecord, Outcome, RECORD_VERSION, StreamCount, Usage};
+use super::record::{
+    Collected, ExitRecord, LimitHit, LimitName, Outcome, RECORD_VERSION, StreamCount, Usage,
+};
 use super::step::{Step, StepError};
 use super::sys;
 use super::wire::{self, Answer, Ended, INIT_KILL, INIT_TERM, PlanFds, Report, Word};
@@ -17,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::MsgFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwrite;
 use nix::sys::wait::waitpid;
 use nix::unistd::{getpid, pipe2, read, write};
@@ -28,6 +32,9 @@ const GO_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long init may take to end everything before it is killed itself.
 const INIT_LIMIT: Duration = Duration::from_secs(2);
+
+/// The shortest time between two looks at the processor time of a tree.
+const CPU_LOOK_MIN: Duration = Duration::from_millis(20);
 
 /// How long output may grow before the agent is told; a run that ends before says so once.
 const OUTPUT_NEWS: Duration = Duration::from_millis(10);
@@ -43,6 +50,7 @@ pub(super) fn run(
     let PlanFds { stdout, stderr, result, result_file, artifacts, exit, events, control, inputs } = fds;
     let begun = prepared.and_then(|prepared| {
         let limits = &plan.limits;
+        let before = keeper.setup.group.begin(limits)?;
         let (streams, [out, err, three]) = pipes([
             (stdout, limits.stdout_bytes),
             (stderr, limits.stderr_bytes),
@@ -52,16 +60,16 @@ pub(super) fn run(
         list.extend(inputs.list());
         wire::send_bytes(prepared.stage_socket.as_fd(), bytes, &list, MsgFlags::empty())
             .step("init", "handing the plan to the sandbox")?;
-        Ok((prepared, streams))
+        Ok((prepared, streams, before))
     });
     drop(inputs);
-    let init = begun.as_ref().map_or(0, |(prepared, _)| prepared.init.as_raw());
+    let init = begun.as_ref().map_or(0, |(prepared, ..)| prepared.init.as_raw());
     keeper.answer(&Answer::Accepted { keeper: getpid().as_raw(), init });
     let mut record = empty_record(keeper, plan);
     let mut init = None;
     match begun {
         Err(error) => record.outcome = setup_failed(error),
-        Ok((prepared, streams)) => {
+        Ok((prepared, streams, before)) => {
             let mut attempt = Attempt {
                 plan,
                 events: &events,
@@ -72,13 +80,15 @@ pub(super) fn run(
                 progress: Progress::default(),
                 alarm: Some((Instant::now() + GO_LIMIT, Alarm::Go)),
                 news: None,
+                before,
+                cpu_look: None,
                 started: None,
                 finished: None,
                 report: None,
             };
             let mut buffer = vec![0; BUFFER];
             attempt.watch(keeper, &mut buffer);
-            attempt.fill(&mut record, &result_file, &mut buffer);
+            attempt.fill(&mut record, &keeper.setup.group, &result_file, &mut buffer);
             record.artifacts =
                 attempt.keep_named_files(keeper, &record, &result_file, &artifacts, &mut buffer);
             init = Some(attempt.prepared);
@@ -113,6 +123,10 @@ struct Attempt<'a> {
     alarm: Option<(Instant, Alarm)>,
     /// When the agent is told that output grew.
     news: Option<Instant>,
+    /// The group's counters at the start.
+    before: Counters,
+    /// When processor time is looked at again.
+    cpu_look: Option<Instant>,
     started: Option<(Instant, u64)>,
     finished: Option<(Instant, u64)>,
     report: Option<Report>,
@@ -133,6 +147,7 @@ struct Progress {
 enum Cause {
     Timeout,
     Cancel,
+    Limit(LimitName),
     /// The agent kept its word back for too long.
     NoWord,
 }
@@ -175,7 +190,12 @@ impl Attempt<'_> {
             if ready.client {
                 keeper.hear_client(true);
             }
-            self.ring(now);
+            if ready.memory {
+                keeper.setup.group.hear_alarm();
+                self.end(Cause::Limit(LimitName::Memory), now, true);
+            }
+            self.look_at_cpu(&keeper.setup.group, now);
+            self.ring(&keeper.setup.group, now);
             if self.news.is_some_and(|due| due <= now) {
                 self.news = None;
                 tell(self.events, b'o');
@@ -185,7 +205,7 @@ impl Attempt<'_> {
     }
 
     fn wait(&self, keeper: &Keeper) -> Ready {
-        let sources: [Option<BorrowedFd<'_>>; 8] = [
+        let sources: [Option<BorrowedFd<'_>>; 9] = [
             self.streams[0].pipe(),
             self.streams[1].pipe(),
             self.streams[2].pipe(),
@@ -194,6 +214,7 @@ impl Attempt<'_> {
             self.control.as_ref().map(OwnedFd::as_fd),
             keeper.launcher.as_ref().map(OwnedFd::as_fd),
             keeper.client.as_ref().map(OwnedFd::as_fd),
+            keeper.setup.group.alarm(),
         ];
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -207,11 +228,12 @@ impl Attempt<'_> {
             control: ready[5],
             launcher: ready[6],
             client: ready[7],
+            memory: ready[8],
         }
     }
 
     fn timeout(&self) -> PollTimeout {
-        let due = [self.alarm.map(|(due, _)| due), self.news].into_iter().flatten().min();
+        let due = [self.alarm.map(|(due, _)| due), self.news, self.cpu_look].into_iter().flatten().min();
         let Some(due) = due else { return PollTimeout::NONE };
         let left = due.saturating_duration_since(Instant::now());
         // Rounded up, or the last millisecond would be a busy loop.
@@ -220,6 +242,49 @@ impl Attempt<'_> {
 
     fn stage_done(&self) -> bool {
         self.started.is_some() || self.progress.reason.is_some()
+    }
+
+    /// The limit that ended the run or, if none did, one that it met.
+    fn limit(&self, used: &Used, outcome: &Outcome) -> Option<LimitHit> {
+        let by = |limit, ended| Some(LimitHit { limit, ended });
+        match (self.progress.cause, outcome) {
+            (Some(Cause::Limit(limit)), _) => return by(limit, true),
+            (None, Outcome::Signaled { signal: libc::SIGKILL }) if used.out_of_memory => {
+                return by(LimitName::Memory, true);
+            }
+            (None, Outcome::Signaled { signal: libc::SIGXCPU }) => return by(LimitName::Cpu, true),
+            (None, Outcome::Signaled { signal: libc::SIGXFSZ }) => return by(LimitName::File, true),
+            _ => {}
+        }
+        if used.out_of_memory {
+            return by(LimitName::Memory, false);
+        }
+        if used.out_of_processes {
+            return by(LimitName::Processes, false);
+        }
+        let folders = fstatvfs(&self.prepared.work).ok()?;
+        match (folders.blocks_free(), folders.files_free()) {
+            (0, _) => by(LimitName::Work, false),
+            (_, 0) => by(LimitName::WorkFiles, false),
+            _ => None,
+        }
+    }
+
+    /// Looks at the tree's processor time, and decides when to look again: not before the limit can be reached with
+    /// every processor busy.
+    fn look_at_cpu(&mut self, group: &Group, now: Instant) {
+        if self.cpu_look.is_none_or(|due| due > now) {
+            return;
+        }
+        self.cpu_look = None;
+        let limit = self.plan.limits.cpu_ms.saturating_mul(1000);
+        let Some(used) = self.before.cpu_since(group) else { return };
+        if used >= limit {
+            return self.end(Cause::Limit(LimitName::Cpu), now, false);
+        }
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let wait = Duration::from_micros((limit - used) / processors).max(CPU_LOOK_MIN);
+        self.cpu_look = now.checked_add(wait);
     }
 
     /// Takes what the stage says, up to its end: of its words, or of itself.
@@ -238,6 +303,7 @@ impl Attempt<'_> {
                     if self.progress.cause.is_none() {
                         self.alarm = deadline(now, self.plan.timeout_ms).map(|due| (due, Alarm::Timeout));
                     }
+                    self.cpu_look = Some(now);
                     tell(self.events, b's');
                 }
                 Ok(None) | Err(_) => {
@@ -313,7 +379,7 @@ impl Attempt<'_> {
     }
 
     /// Does what is due.
-    fn ring(&mut self, now: Instant) {
+    fn ring(&mut self, group: &Group, now: Instant) {
         let Some((due, alarm)) = self.alarm else { return };
         if due > now || self.report.is_some() {
             return;
@@ -327,6 +393,7 @@ impl Attempt<'_> {
                 self.alarm = Some((now + INIT_LIMIT, Alarm::KillInit));
             }
             Alarm::KillInit => {
+                group.kill();
                 let _ = kill(self.prepared.init, Signal::SIGKILL);
             }
         }
@@ -357,7 +424,7 @@ impl Attempt<'_> {
     }
 
     /// Writes everything that is known into the record.
-    fn fill(&mut self, record: &mut ExitRecord, result_file: &OwnedFd, buffer: &mut [u8]) {
+    fn fill(&mut self, record: &mut ExitRecord, group: &Group, result_file: &OwnedFd, buffer: &mut [u8]) {
         [record.stdout, record.stderr, record.result] =
             std::array::from_fn(|i| self.streams[i].finish(buffer));
         record.result_file =
@@ -373,10 +440,11 @@ impl Attempt<'_> {
         record.layers = std::mem::take(&mut self.layers);
         if let Some(report) = self.report {
             record.leftovers = report.leftovers;
-            if self.started.is_some() {
-                record.usage.cpu_ms = report.cpu_us.div_ceil(1000);
-                record.usage.memory_peak_bytes = report.max_rss_kib * 1024;
-            }
+        }
+        if self.started.is_some() {
+            let used = self.before.until(&group.counters(), self.plan.limits.memory_bytes);
+            record.usage = usage(&used, self.report);
+            record.limit = self.limit(&used, &record.outcome);
         }
     }
 }
@@ -393,6 +461,7 @@ struct Ready {
     control: bool,
     launcher: bool,
     client: bool,
+    memory: bool,
 }
 
 /// Decides how an attempt ended from what is known of it.
@@ -408,11 +477,22 @@ fn outcome(cause: Option<Cause>, reason: Option<Outcome>, started: bool, ended: 
         }
         (_, Some(reason)) => reason,
         (Some(Cause::Timeout), None) => Outcome::TimedOut { code, signal },
-        (Some(Cause::Cancel | Cause::NoWord), None) => Outcome::Cancelled { code, signal },
-        (None, None) => match ended {
+        (Some(Cause::Limit(_)) | None, None) => match ended {
             Ended::Exited(code) => Outcome::Exited { code },
             Ended::Signaled(signal) => Outcome::Signaled { signal },
         },
+        (Some(Cause::Cancel | Cause::NoWord), None) => Outcome::Cancelled { code, signal },
+    }
+}
+
+/// What a run used: by its group where there is one, else by what init saw of its children.
+fn usage(used: &Used, report: Option<Report>) -> Usage {
+    let (cpu_us, largest) = report.map_or((0, 0), |report| (report.cpu_us, report.max_rss_kib * 1024));
+    Usage {
+        cpu_ms: used.cpu_us.unwrap_or(cpu_us).div_ceil(1000),
+        memory_peak_bytes: used.memory_peak.unwrap_or(largest),
+        memory_of_tree: used.memory_peak.is_some(),
+        pids_peak: used.pids_peak,
     }
 }
 
@@ -490,6 +570,7 @@ fn empty_record(keeper: &Keeper, plan: &Plan) -> ExitRecord {
         result_file: None,
         artifacts: Vec::new(),
         usage: Usage::default(),
+        limit: None,
         leftovers: 0,
         uid: keeper.setup.uid,
         profile: plan.profile,

@@ -107,7 +107,9 @@ fn build(
     // dead already, its socket has ended and `supervise` sees that first.
     prctl::set_pdeathsig(Signal::SIGKILL).step("init", "asking for the keeper's death signal")?;
     // The slot's lock stays open here: the slot is busy until the whole tree is dead.
-    close_all_but(&[keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]).step("init", "closing descriptors")?;
+    let mut keep = setup.group.join_descriptors();
+    keep.extend([keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]);
+    close_all_but(&keep).step("init", "closing descriptors")?;
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
     let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);

@@ -5,6 +5,7 @@
 
 use super::artifacts::NamedFiles;
 use super::attempt;
+use super::cgroup_group::Group;
 use super::init::{self, Prepared};
 use super::layer::Layer;
 use super::plan::Plan;
@@ -29,7 +30,7 @@ use nix::unistd::{
     write,
 };
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// What a keeper is made for and from. Everything in it was decided by the launcher.
@@ -44,6 +45,8 @@ pub(super) struct Setup {
     pub(super) host_box: PathBuf,
     /// The program that is `sally-task` inside.
     pub(super) task_program: PathBuf,
+    /// The slot's control group.
+    pub(super) group: Group,
     /// The slot's lock file: whoever lives in the slot holds it.
     pub(super) lock: PathBuf,
     /// The launcher's namespaces.
@@ -266,7 +269,9 @@ impl Keeper {
 /// Builds all that lives as long as the keeper: lock, session, user and network namespace, uid, root.
 fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, PathBuf), StepError> {
     let _ = prctl::set_name(c"sally-keeper");
-    init::close_all_but(&[launcher.as_raw_fd()]).step("keeper", "closing descriptors")?;
+    let group = setup.group.descriptors();
+    let keep = |more: &[RawFd]| [more, &group].concat();
+    init::close_all_but(&keep(&[launcher.as_raw_fd()])).step("keeper", "closing descriptors")?;
     setsid().step("keeper", "setsid")?;
     SigSet::empty().thread_set_mask().step("keeper", "signal mask")?;
     sys::ignore_signal(Signal::SIGPIPE).step("keeper", "ignoring SIGPIPE")?;
@@ -287,8 +292,8 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
     let base = template.box_path().to_owned();
     drop(task_program);
     prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
-    let keep = [launcher.as_raw_fd(), lock.as_raw_fd()];
-    init::close_all_but(&keep).step("keeper", "closing descriptors")?;
+    init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd()]))
+        .step("keeper", "closing descriptors")?;
     leave_keyrings();
     install_filters(&mut setup);
     Ok((setup, lock, base))
@@ -363,7 +368,7 @@ fn write_owner(file: &OwnedFd) -> nix::Result<()> {
 }
 
 /// When a process started, in the kernel's ticks.
-fn started_at(process: &str) -> Option<String> {
+pub(super) fn started_at(process: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name in parentheses may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
@@ -374,6 +379,8 @@ fn started_at(process: &str) -> Option<String> {
 /// Returns the program that is `sally-task`, opened in between: a bind needs it from the new mount
 /// namespace, and the script's uid may not reach it.
 fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
+    // The launcher's memory is closed, and with it the files in which the map is written. Closed again by `build`.
+    prctl::set_dumpable(true).step("user", "opening the map")?;
     let mut flags = CloneFlags::CLONE_NEWNS;
     if setup.profile == Profile::Strict && !setup.broken(Layer::Net) {
         flags |= CloneFlags::CLONE_NEWNET;

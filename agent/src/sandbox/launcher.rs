@@ -4,7 +4,10 @@
 
 use super::SandboxError;
 use super::artifacts::NamedFiles;
+use super::cgroup::Parent;
+use super::cgroup_group::Group;
 use super::keeper::{self, Setup};
+use super::landlock;
 use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
@@ -82,6 +85,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(2);
 /// How long the end waits for keepers that should end with the launcher.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a start waits for the state folder's lock.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
 /// How often a slot of an earlier launcher's keeper is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -112,6 +118,7 @@ struct Launcher {
     host_root_device: u64,
     task_program: PathBuf,
     named_files: NamedFiles,
+    groups: Parent,
     listener: OwnedFd,
     signals: SignalFd,
     connections: Vec<Connection>,
@@ -156,8 +163,13 @@ impl Launcher {
         fs::create_dir_all(&args.state).map_err(|e| SandboxError::path("create", &args.state, e))?;
         let lock_path = args.state.join("launcher.lock");
         let lock = File::create(&lock_path).map_err(|e| SandboxError::path("create", &lock_path, e))?;
-        if lock.try_lock().is_err() {
-            return Err(SandboxError::AlreadyRunning(args.state.clone()));
+        // A launcher that was killed just now may have left a keeper that did not yet close what it inherited.
+        let until = Instant::now() + LOCK_LIMIT;
+        while lock.try_lock().is_err() {
+            if Instant::now() >= until {
+                return Err(SandboxError::AlreadyRunning(args.state.clone()));
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
         let state = fs::canonicalize(&args.state).map_err(|e| SandboxError::path("find", &args.state, e))?;
         let default_box = if mode == Mode::Root { PathBuf::from(BOX) } else { state.join("box") };
@@ -176,6 +188,10 @@ impl Launcher {
         mask.thread_block().map_err(|e| SandboxError::Start(e.into()))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags).map_err(|e| SandboxError::Start(e.into()))?;
+        let groups = Parent::find(&keeper::started_at("self").unwrap_or_default());
+        if let Parent::Nowhere(why) = &groups {
+            tracing::info!(why, "no control groups: limits hold for each process");
+        }
         let listener = listen_on(&args.socket, args.socket_owner)?;
         Ok(Self {
             args: LauncherArgs { state, ..args.clone() },
@@ -185,6 +201,7 @@ impl Launcher {
             host_root_device: stat("/").map_or(0, |s| s.st_dev),
             task_program,
             named_files,
+            groups,
             listener,
             signals,
             connections: Vec::new(),
@@ -208,8 +225,9 @@ impl Launcher {
             Ok(pair) => pair,
             Err(errno) => return self.note_trouble(slot, StepError::new("launcher", errno, "socket pair")),
         };
+        let group = self.groups.open(slot).without(&self.args.broken);
         match sys::fork() {
-            Ok(Fork::Child) => keeper::enter(self.setup(slot, profile), end),
+            Ok(Fork::Child) => keeper::enter(Setup { group, ..self.setup(slot, profile) }, end),
             Ok(Fork::Parent(pid)) => {
                 let handle = Handle { pid, socket, profile, state: State::Starting };
                 self.slots[usize::from(slot)].keeper = Some(handle);
@@ -242,6 +260,7 @@ impl Launcher {
             keeper_mount: 0,
             filters: Filters::new(profile).inspect_err(|error| tracing::error!("{error}")).ok(),
             named_files: self.named_files,
+            group: Group::default(),
             broken: self.args.broken.clone(),
         }
     }
@@ -349,6 +368,8 @@ impl Launcher {
             match wire::receive::<Notice>(handle.socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
                 Ok(Some((Notice::Ready(layers), _))) => {
                     handle.state = State::Idle;
+                    // Whoever was in this slot before is gone, and with the last one a group may be.
+                    self.groups.sweep();
                     if handle.profile == Profile::Strict {
                         self.layers = layers;
                     }
@@ -475,6 +496,7 @@ impl Launcher {
             host_box: self.host_box.to_string_lossy().into_owned(),
             busy: (0..).zip(&self.slots).filter(|(_, slot)| busy(slot)).map(|(number, _)| number).collect(),
             layers: self.layers.clone(),
+            landlock_abi: landlock::abi(),
             trouble: self.trouble.clone(),
         }
     }
@@ -512,6 +534,12 @@ impl Launcher {
         }
         if kill {
             end_strays(&self.args.state, self.args.slots);
+        }
+        // The last of a tree leave their group a moment after their keeper is gone; runs that go on keep theirs.
+        let work_goes_on =
+            !kill && self.slots.iter().filter_map(|s| s.keeper.as_ref()).any(|k| k.state == State::Busy);
+        while !self.groups.remove(self.args.slots) && !work_goes_on && Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
         }
         Ok(())
     }

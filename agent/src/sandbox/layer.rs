@@ -40,13 +40,19 @@ pub enum Layer {
     Seccomp,
     /// Landlock rules on files, TCP (`strict`), abstract sockets and signals. An older kernel knows less: `degraded`.
     Landlock,
-    /// Limits by control group. Not built yet: reported as absent.
+    /// Control groups limit and count the whole tree: all three below. `degraded`: some of them.
     Cgroup,
+    /// Memory and swap of the tree by control group; beyond it the tree is killed.
+    CgroupMemory,
+    /// Processes of the tree by control group.
+    CgroupPids,
+    /// Processor time of the tree by control group: weight and account.
+    CgroupCpu,
 }
 
 impl Layer {
     /// Every layer, in the order of reports.
-    pub const ALL: [Layer; 16] = [
+    pub const ALL: [Layer; 19] = [
         Layer::User,
         Layer::Uid,
         Layer::Mount,
@@ -63,6 +69,9 @@ impl Layer {
         Layer::Seccomp,
         Layer::Landlock,
         Layer::Cgroup,
+        Layer::CgroupMemory,
+        Layer::CgroupPids,
+        Layer::CgroupCpu,
     ];
 
     /// The name used everywhere outside the code.
@@ -84,6 +93,9 @@ impl Layer {
             Layer::Seccomp => "seccomp",
             Layer::Landlock => "landlock",
             Layer::Cgroup => "cgroup",
+            Layer::CgroupMemory => "cgroup_memory",
+            Layer::CgroupPids => "cgroup_pids",
+            Layer::CgroupCpu => "cgroup_cpu",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - `wire`: the messages between all of them.
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
 //! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
+//! - `cgroup`, `cgroup_group`: control groups: where they are, and one slot's.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
@@ -18,6 +19,8 @@
 mod artifacts;
 mod attempt;
 mod capture;
+mod cgroup;
+mod cgroup_group;
 mod client;
 mod folder;
 mod init;
@@ -47,7 +50,9 @@ pub use layer::{Hold, Layer, Layers, missing as missing_layers};
 pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
 pub use profile::{Policy, Profile};
-pub use record::{Collected, ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use record::{
+    Collected, ExitRecord, LimitHit, LimitName, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage,
+};
 pub use seccomp::table as system_calls;
 pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};
 pub use step::StepError;
@@ -109,6 +114,13 @@ pub enum SandboxError {
     /// An answer that fits no question.
     #[error("the {0} gave an answer to another question; restart it")]
     Confused(&'static str),
+}
+
+/// Closes the calling process's memory to every other process of its account, and forbids core files of it: it
+/// holds keys, or the means to start anything. For agent and launcher, before they read anything.
+pub fn close_memory() -> Result<(), SandboxError> {
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|errno| SandboxError::Io("close the memory to others", errno.into()))
 }
 
 impl SandboxError {

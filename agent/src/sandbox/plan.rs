@@ -87,7 +87,19 @@ pub struct Limits {
     pub open_files: u64,
     /// Processes and threads alive at once, a number.
     pub processes: u64,
+    /// Memory of all processes together, the box's files included, swap counted too. Without a control group: private
+    /// memory of each process.
+    pub memory_bytes: u64,
+    /// Processor time of all processes together, in milliseconds. Without a control group: of each process, in whole seconds.
+    pub cpu_ms: u64,
 }
+
+/// The limits that a configuration may set. That of the result is fixed by what a result may be.
+const SETTABLE: &str = "the limits are stdout_bytes, stderr_bytes, work_bytes, work_files, artifact_bytes, \
+    artifact_files, script_bytes, file_bytes, open_files, processes, memory_bytes and cpu_ms";
+
+/// A year of processor time, in milliseconds: no limit in practice.
+const CPU_YEAR_MS: u64 = 366 * 24 * 3600 * 1000;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -106,6 +118,8 @@ impl Default for Limits {
             file_bytes: 256 * MIB,
             open_files: 1024,
             processes: 256,
+            memory_bytes: 1024 * MIB,
+            cpu_ms: CPU_YEAR_MS,
         }
     }
 }
@@ -124,6 +138,8 @@ impl Limits {
         file_bytes: 16 * 1024 * MIB,
         open_files: 64 * 1024,
         processes: 16 * 1024,
+        memory_bytes: 1024 * 1024 * MIB,
+        cpu_ms: CPU_YEAR_MS,
     };
 
     /// Checks every limit against `ceiling`; the message names the first that is larger.
@@ -136,7 +152,33 @@ impl Limits {
         }
     }
 
-    fn named(&self) -> [(&'static str, u64); 11] {
+    /// Sets a limit by its name, as the agent's configuration does; the message says what is wrong.
+    pub fn set(&mut self, name: &str, value: u64) -> Result<(), String> {
+        let most = Limits::CEILING.named().into_iter().find(|(known, _)| *known == name);
+        let field = match name {
+            "stdout_bytes" => &mut self.stdout_bytes,
+            "stderr_bytes" => &mut self.stderr_bytes,
+            "work_bytes" => &mut self.work_bytes,
+            "work_files" => &mut self.work_files,
+            "artifact_bytes" => &mut self.artifact_bytes,
+            "artifact_files" => &mut self.artifact_files,
+            "script_bytes" => &mut self.script_bytes,
+            "file_bytes" => &mut self.file_bytes,
+            "open_files" => &mut self.open_files,
+            "processes" => &mut self.processes,
+            "memory_bytes" => &mut self.memory_bytes,
+            "cpu_ms" => &mut self.cpu_ms,
+            _ => return Err(format!("no limit is called {name}; {SETTABLE}")),
+        };
+        match most {
+            Some((_, most)) if (1..=most).contains(&value) => *field = value,
+            _ => return Err(format!("{name} = {value} is not between 1 and {}", most.map_or(0, |(_, m)| m))),
+        }
+        Ok(())
+    }
+
+    /// Every limit with its name, which is also that of the agent's configuration.
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         [
             ("stdout_bytes", self.stdout_bytes),
             ("stderr_bytes", self.stderr_bytes),
@@ -149,6 +191,8 @@ impl Limits {
             ("file_bytes", self.file_bytes),
             ("open_files", self.open_files),
             ("processes", self.processes),
+            ("memory_bytes", self.memory_bytes),
+            ("cpu_ms", self.cpu_ms),
         ]
     }
 }
@@ -193,9 +237,15 @@ impl Plan {
         if self.timeout_ms == 0 {
             return Err("plan has a timeout of 0 ms".into());
         }
-        for (name, value) in [("work_bytes", self.limits.work_bytes), ("work_files", self.limits.work_files)]
-        {
+        let limits = &self.limits;
+        for (name, value) in [
             // 0 means "no limit" to tmpfs.
+            ("work_bytes", limits.work_bytes),
+            ("work_files", limits.work_files),
+            ("processes", limits.processes),
+            ("memory_bytes", limits.memory_bytes),
+            ("cpu_ms", limits.cpu_ms),
+        ] {
             if value == 0 {
                 return Err(format!("limit {name} is 0"));
             }
@@ -229,6 +279,10 @@ impl Plan {
             format!("give it {network} and {files}"),
             format!("send TERM after {} ms, KILL {} ms later", self.timeout_ms, self.grace_ms),
             format!("kill what is left {} ms after the main process has ended", self.exit_grace_ms),
+            format!(
+                "let it use {} bytes of memory, {} processes and {} ms of processor time",
+                self.limits.memory_bytes, self.limits.processes, self.limits.cpu_ms
+            ),
             format!(
                 "let it write {} bytes in {} files; keep {} bytes of stdout, {} of stderr, {} of result",
                 self.limits.work_bytes,

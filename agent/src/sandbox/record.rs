@@ -41,6 +41,10 @@ pub struct ExitRecord {
     pub artifacts: Vec<Collected>,
     /// What it used.
     pub usage: Usage,
+    /// The limit that ended the run, or else one that it ran into. The timeout is an outcome of its own, and streams tell
+    /// by themselves what was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitHit>,
     /// Processes that were still alive after the grace and were killed. The main process is not counted.
     pub leftovers: u32,
     /// The kernel uid it ran as.
@@ -63,6 +67,33 @@ pub struct StreamCount {
     pub error: Option<String>,
 }
 
+/// A limit that a run met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHit {
+    /// Which.
+    pub limit: LimitName,
+    /// Whether it ended the run; else the script met it and went on, or ended by itself.
+    pub ended: bool,
+}
+
+/// A limit of a plan that a run can meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitName {
+    /// Memory ran out and the kernel killed (seen with a control group only).
+    Memory,
+    /// Processor time.
+    Cpu,
+    /// A process or thread could not be made (seen with a control group only).
+    Processes,
+    /// A file grew to the largest size allowed, by which the main process was killed.
+    File,
+    /// The writable folders were full when the run ended.
+    Work,
+    /// They held the most files allowed when the run ended.
+    WorkFiles,
+}
+
 /// A file that a script named to be kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
@@ -80,11 +111,16 @@ pub struct Collected {
 /// What an attempt used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// User and system time of all processes that were waited for, in milliseconds.
+    /// User and system time in milliseconds: of the tree by its control group, else of all processes that were waited for.
     pub cpu_ms: u64,
-    /// The peak resident size of the largest single process, not of the tree.
+    /// The most memory in use: of the tree with the files in its box if `memory_of_tree`, else the resident size of
+    /// the largest single process.
     pub memory_peak_bytes: u64,
-    /// The most processes at one time; unknown without a control group.
+    /// Whether a control group counted the memory.
+    #[serde(default)]
+    pub memory_of_tree: bool,
+    /// The most processes and threads at one time, if a control group saw it. It keeps the most that a slot ever had: one
+    /// that has not had more than an attempt before is unknown too.
     pub pids_peak: Option<u64>,
 }
 
@@ -176,6 +212,7 @@ mod tests {
             result_file: None,
             artifacts: vec![],
             usage: Usage::default(),
+            limit: Some(LimitHit { limit: LimitName::WorkFiles, ended: false }),
             leftovers: 3,
             uid: 200_000,
             profile: Profile::Strict,

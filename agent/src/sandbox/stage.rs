@@ -36,6 +36,9 @@ use std::path::Path;
 /// How much is copied at a time.
 const COPY_BUFFER: u64 = 64 * 1024;
 
+/// Seconds of processor time between XCPU and KILL.
+const CPU_TO_KILL: u64 = 2;
+
 /// Exit code of a stage that never became the script. Nobody sees it: the reason travels as a message.
 const NEVER_STARTED: i32 = 120;
 
@@ -56,7 +59,12 @@ pub(super) fn enter(
     own_proc: bool,
     landlock: Option<&Rules>,
 ) -> ! {
-    let layers = verify::namespaces(setup, own_proc);
+    let mut layers = verify::namespaces(setup, own_proc);
+    let joined = setup.group.join();
+    if let Err(error) = &joined {
+        tracing::error!(slot = setup.slot, %error, "the slot's control group cannot be joined");
+    }
+    layers.extend(setup.group.layers(joined.is_ok()));
     if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
         tracing::error!("the bounding set could not be dropped");
@@ -118,7 +126,6 @@ impl Stage<'_> {
         self.capabilities()?;
         prctl::set_dumpable(false).step("dumpable", "closing memory to others")?;
         self.environment();
-        self.layers.insert(Layer::Cgroup, Hold::Absent);
         let missing = missing(&self.layers, &plan.require);
         if !missing.is_empty() {
             let names: Vec<_> = missing.iter().map(|l| l.name()).collect();
@@ -197,8 +204,10 @@ impl Stage<'_> {
     }
 
     fn rlimits(&mut self, limits: &Limits) -> Result<(), StepError> {
-        // Keeper and init are processes of this uid too.
-        let processes = limits.processes.saturating_add(2);
+        // Keeper and init are processes of this uid too. Where the group limits them this is the second wall: the first
+        // one counts what it refuses.
+        let others = if self.setup.group.limits_processes() { 16 } else { 2 };
+        let processes = limits.processes.saturating_add(others);
         let wanted = [
             (Resource::RLIMIT_NOFILE, limits.open_files),
             (Resource::RLIMIT_FSIZE, limits.file_bytes),
@@ -207,13 +216,23 @@ impl Stage<'_> {
             (Resource::RLIMIT_MEMLOCK, 64 * 1024),
             (Resource::RLIMIT_MSGQUEUE, 0),
         ];
+        let mut wanted = wanted.to_vec();
+        if !self.setup.group.limits_memory() {
+            wanted.push((Resource::RLIMIT_DATA, limits.memory_bytes));
+        }
+        if !self.setup.group.counts_cpu() {
+            wanted.push((Resource::RLIMIT_CPU, limits.cpu_ms.div_ceil(1000) + CPU_TO_KILL));
+        }
         if self.setup.broken(Layer::Rlimits) {
             self.layers.insert(Layer::Rlimits, verify::rlimits(&wanted));
             return Ok(());
         }
-        for (resource, most) in wanted {
+        for (resource, most) in wanted.iter().copied() {
             let value = lower(most, getrlimit(resource).step("rlimits", "reading a limit")?.1);
-            setrlimit(resource, value, value).step("rlimits", format!("{resource:?}"))?;
+            // At the first of the two processor limits the process can still say something.
+            let soft =
+                if resource == Resource::RLIMIT_CPU { value.saturating_sub(CPU_TO_KILL) } else { value };
+            setrlimit(resource, soft, value).step("rlimits", format!("{resource:?}"))?;
         }
         self.layers.insert(Layer::Rlimits, verify::rlimits(&wanted));
         Ok(())
@@ -221,7 +240,9 @@ impl Stage<'_> {
 
     fn capabilities(&mut self) -> Result<(), StepError> {
         const STEP: &str = "capabilities";
-        if !self.setup.broken(Layer::Capabilities) {
+        if self.setup.broken(Layer::Capabilities) {
+            sys::pass_capabilities_on().step(STEP, "keeping them, as a test asked")?;
+        } else {
             sys::set_capabilities(0).step(STEP, "dropping all")?;
             if verify::can_regain_capabilities() {
                 return Err(StepError::other(STEP, "dropped capabilities could be taken back"));

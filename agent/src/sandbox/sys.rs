@@ -219,6 +219,29 @@ pub(super) fn keep_capabilities_across_uids() -> nix::Result<()> {
     prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0).map(drop)
 }
 
+/// For tests: lets the program that comes after execve have every capability that this process has. Without
+/// this the kernel takes them from whoever is not root.
+pub(super) fn pass_capabilities_on() -> nix::Result<()> {
+    let header = CapHeader { version: CAP_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 reads the header and writes exactly two data structs.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
+    for set in &mut data {
+        set.inheritable = set.permitted;
+    }
+    // SAFETY: version 3 reads one header and exactly two data structs, which live through the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    for cap in 0..64 {
+        match prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as c_long, cap) {
+            // EPERM: this process does not have it (containers leave some out).
+            Ok(_) | Err(Errno::EPERM) => {}
+            Err(Errno::EINVAL) if cap > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 /// Drops the bounding and ambient sets and locks the bits that would give them back to uid 0.
 pub(super) fn drop_bounding_set() -> nix::Result<()> {
     /// NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked off.

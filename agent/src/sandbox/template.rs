@@ -26,7 +26,7 @@ pub(super) struct Template<'a> {
     pub(super) task_program: BorrowedFd<'a>,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// For tests: keep the host's root instead of a private one.
+    /// For tests: keep the host's root instead of a private one, as it is: writable, with setuid and devices.
     pub(super) break_root: bool,
 }
 
@@ -163,8 +163,10 @@ impl Template<'_> {
 
     fn build_host(&self, root: &Path) -> Result<(), StepError> {
         bind_all(Path::new("/"), root)?;
-        let all = MountFlags::READ_ONLY.and(MountFlags::NO_SUID).and(MountFlags::NO_DEV);
-        set_flags(root, true, all)?;
+        if !self.break_root {
+            let all = MountFlags::READ_ONLY.and(MountFlags::NO_SUID).and(MountFlags::NO_DEV);
+            set_flags(root, true, all)?;
+        }
         // The safe nodes again, from the host's side: those mounts still allow devices.
         for name in DEVICES {
             let node = Path::new("/dev").join(name);

@@ -279,3 +279,20 @@ pub(crate) async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
 pub(crate) fn alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
+
+/// The group of a process in the hierarchy that has a controller; `None` if no hierarchy has it by name.
+pub(crate) fn group_of(pid: i32, controller: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let has = |list: &str| list.is_empty() || list.split(',').any(|name| name == controller);
+    let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let mut found: Vec<_> = lines.filter(|(list, _)| has(list)).collect();
+    // The line without a name is version 2, which has what no other line has.
+    found.sort_by_key(|(list, _)| list.is_empty());
+    found.first().map(|(_, path)| (*path).to_owned())
+}
+
+/// Says that a part of a test is not tried here, and why.
+#[expect(clippy::print_stderr, reason = "a test that is not run must be seen")]
+pub(crate) fn skipped_aloud_because(mode: Mode, why: &str) {
+    eprintln!("mode {mode:?}: {why}");
+}

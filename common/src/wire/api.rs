@@ -484,6 +484,9 @@ pub enum Change {
         run: Box<RunRecord>,
         /// Whether the record is whole: output and result are all inside.
         whole: bool,
+        /// The job, if it ended with this run: then no [`Change::Ended`] follows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ended: Option<Box<JobRecord>>,
     },
     /// Output arrived; the bytes follow the line feed.
     Output {
@@ -496,7 +499,7 @@ pub enum Change {
         /// Where the bytes begin.
         offset: u64,
     },
-    /// The job ended.
+    /// The job ended, and no run's change said so.
     Ended {
         /// The job.
         job: Box<JobRecord>,

@@ -143,7 +143,7 @@ fn a_reply_in_parts_is_signed_as_a_whole() {
 /// A watcher must be able to read the end of a run that gave a result.
 #[test]
 fn an_event_with_a_result_reads_back() {
-    let change = Change::Run { run: Box::new(run_record()), whole: true };
+    let change = Change::Run { run: Box::new(run_record()), whole: true, ended: None };
     let body = to_bytes(&Event { v: VERSION, job: job(), change });
     assert_eq!(reread::<Event>(&body), Ok(body));
 }
@@ -824,9 +824,10 @@ fn events() -> Vec<Sample> {
     let event = |change| Event { v: VERSION, job: job(), change };
     let output = Change::Output { run: run(), agent: agent(), stream: "stdout".into(), offset: 0 };
     let without_result = RunRecord { result: None, result_state: Some(ResultState::Absent), ..run_record() };
-    let changed = Change::Run { run: Box::new(without_result), whole: true };
+    let changed = |ended| Change::Run { run: Box::new(without_result.clone()), whole: true, ended };
     vec![
-        signed("event-run", Kind::Event, 2, &event(changed)),
+        signed("event-run", Kind::Event, 2, &event(changed(None))),
+        signed("event-run-last", Kind::Event, 2, &event(changed(Some(Box::new(job_record()))))),
         signed("event-ended", Kind::Event, 2, &event(Change::Ended { job: Box::new(job_record()) })),
         headed("event-output", None, &event(output), b"hi\n"),
     ]

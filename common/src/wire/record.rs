@@ -202,11 +202,24 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Done so far, in the program's own unit, if it gave a number.
+    #[serde(serialize_with = "number")]
     pub done: Option<f64>,
     /// Of how much, if known.
+    #[serde(serialize_with = "number")]
     pub total: Option<f64>,
     /// In words.
     pub text: Option<String>,
+}
+
+/// Writes a number as people do: `3`, not `3.0`.
+fn number<S: serde::Serializer>(value: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+    /// Every whole number up to here has a float of its own.
+    const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+    match *value {
+        None => s.serialize_none(),
+        Some(n) if n.fract() == 0.0 && n.abs() <= WHOLE_MAX => s.serialize_i64(n as i64),
+        Some(n) => s.serialize_f64(n),
+    }
 }
 
 /// A file that a program named.
@@ -489,6 +502,16 @@ mod tests {
         for state in RunState::ALL {
             assert_eq!(RunState::of_word(state.word()), Some(state));
             assert_eq!(serde_json::to_string(&state).ok(), Some(format!("\"{}\"", state.word())));
+        }
+    }
+
+    #[test]
+    fn whole_numbers_of_progress_are_written_whole() {
+        for (done, text) in [(3.0, "3"), (2.5, "2.5"), (-0.0, "0"), (1e300, "1e+300")] {
+            let progress = Progress { done: Some(done), total: None, text: None };
+            let json = serde_json::to_string(&progress).expect("JSON");
+            assert_eq!(json, format!(r#"{{"done":{text},"total":null,"text":null}}"#));
+            assert_eq!(serde_json::from_str::<Progress>(&json).ok(), Some(progress));
         }
     }
 

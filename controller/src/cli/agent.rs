@@ -8,9 +8,9 @@ use sally_common::wire::record::AgentRecord;
 use serde_json::{Value, json};
 
 use super::args::{Format, OutputArgs, TargetArgs};
-use super::{CliError, Exit, Session, format, out, table, text};
+use super::{CliError, Exit, Session, format, out, table, text, upkeep};
 
-/// Look at agents.
+/// Look at agents, and decide what they are given.
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
     /// List agents, all of them unless targets are given
@@ -20,6 +20,27 @@ pub enum AgentCommand {
     Ls(LsArgs),
     /// Show everything about one agent
     Show(ShowArgs),
+    /// List the work that waits for an agent, in the order in which it gets it
+    ///
+    /// For example: sally agent waiting dmz/web-1
+    Waiting(upkeep::WaitingArgs),
+    /// Cancel all work that waits for agents and has not started
+    ///
+    /// For example: sally agent purge -z dmz --yes. What runs goes on; `sally job cancel` ends it.
+    Purge(upkeep::PurgeArgs),
+    /// Give agents no new work: what runs is finished, the rest waits
+    ///
+    /// For example: sally agent drain -a 'web-*'
+    Drain(upkeep::DrainArgs),
+    /// Give drained agents work again
+    Resume(upkeep::DrainArgs),
+    /// Ask agents for a sign of life, all of them unless targets are given
+    ///
+    /// Prints how soon each answered and how far its clock is from the controller's. Exit code: 0 all answered, 5
+    /// one did not.
+    Ping(upkeep::PingArgs),
+    /// Forget an agent that will not come back: the work that waits for it is cancelled
+    Forget(upkeep::ForgetArgs),
 }
 
 /// What to list.
@@ -45,10 +66,7 @@ pub(super) async fn agent(session: &Session, command: AgentCommand) -> Result<Ex
     match command {
         AgentCommand::Ls(args) => {
             let any = TargetArgs { all: true, ..TargetArgs::default() };
-            let named = !args.targets.agents.is_empty()
-                || !args.targets.zones.is_empty()
-                || !args.targets.selectors.is_empty();
-            let targets = if named { args.targets.targets()? } else { any.targets()? };
+            let targets = if args.targets.is_empty() { any.targets()? } else { args.targets.targets()? };
             let mut agents = all(session).await?;
             agents.retain(|a| targets.matches(&a.zone, &a.agent, &a.labels));
             format::agents(&agents, args.format.output)?;
@@ -61,10 +79,16 @@ pub(super) async fn agent(session: &Session, command: AgentCommand) -> Result<Ex
             match args.format.output {
                 Format::Json => out::json(&found)?,
                 Format::Table => out::styled(&show(&found))?,
-                Format::Yaml => out::data(format::yaml(&found)?.as_bytes())?,
+                Format::Yaml => out::quoted(&format::yaml(&found)?)?,
                 other => format::agents(&[found], other)?,
             }
         }
+        AgentCommand::Waiting(args) => return upkeep::waiting(&session.connect().await?, &args).await,
+        AgentCommand::Purge(args) => return upkeep::purge(&session.connect().await?, &args).await,
+        AgentCommand::Drain(args) => return upkeep::drain(&session.connect().await?, &args, true).await,
+        AgentCommand::Resume(args) => return upkeep::drain(&session.connect().await?, &args, false).await,
+        AgentCommand::Ping(args) => return upkeep::ping(&session.connect().await?, &args).await,
+        AgentCommand::Forget(args) => return upkeep::forget(&session.connect().await?, &args).await,
     }
     Ok(Exit::Success)
 }
@@ -75,7 +99,7 @@ async fn all(session: &Session) -> Result<Vec<AgentRecord>, CliError> {
 }
 
 /// The one agent of this name. A literal name that nobody has is no target; in two zones it must say which.
-fn one(agents: Vec<AgentRecord>, name: &str) -> Result<AgentRecord, CliError> {
+pub(super) fn one(agents: Vec<AgentRecord>, name: &str) -> Result<AgentRecord, CliError> {
     let shown = sally_common::name::show(name);
     let is_literal = |name: &str| match name.split_once('/') {
         Some((zone, agent)) => Zone::new(zone).is_ok() && Agent::new(agent).is_ok(),
@@ -102,7 +126,7 @@ fn show(agent: &AgentRecord) -> String {
     let fields = json!(agent);
     let row = |column: &&str| {
         let value = match &fields[*column] {
-            Value::Null => return None,
+            Value::Null | Value::Bool(false) => return None,
             Value::String(text) if column.ends_with("_at") => table::local_time(text),
             Value::String(text) => text.clone(),
             Value::Object(map) if map.is_empty() => return None,

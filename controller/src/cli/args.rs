@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use sally_common::id::RequestId;
+use sally_common::limit;
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::{Selector, Targets};
 use sally_common::wire::api::Offline;
-use sally_common::wire::order::Profile;
+use sally_common::wire::command::Lane;
+use sally_common::wire::order::{Profile, RetryOn};
 
 use super::{CliError, duration, text};
 
@@ -59,6 +61,11 @@ pub(super) struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// Whether nobody was named: commands that only look then mean everybody.
+    pub(super) fn is_empty(&self) -> bool {
+        self.agents.is_empty() && self.zones.is_empty() && self.selectors.is_empty()
+    }
+
     /// Checks what was written, reads files of names, and refuses the empty selection.
     pub(super) fn targets(&self) -> Result<Targets, CliError> {
         for text in &self.selectors {
@@ -133,6 +140,57 @@ impl From<OfflineArg> for Offline {
     }
 }
 
+/// How dispatches travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum LaneArg {
+    /// They wait for their agent
+    #[default]
+    Queue,
+    /// Straight to agents that are connected now; the others refuse at once
+    Direct,
+}
+
+impl From<LaneArg> for Lane {
+    fn from(arg: LaneArg) -> Self {
+        match arg {
+            LaneArg::Queue => Lane::Queue,
+            LaneArg::Direct => Lane::Direct,
+        }
+    }
+}
+
+/// How the work reaches its agents.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Delivery")]
+pub(super) struct DeliveryArgs {
+    /// What to do with targets that are offline
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "wait")]
+    pub offline: OfflineArg,
+    /// Which of an agent's waiting runs goes first, 0 to 9; within one priority the older
+    #[arg(long, value_name = "0-9", default_value_t = limit::PRIORITY_DEFAULT, value_parser = priority())]
+    pub priority: u8,
+    /// Replace runs of earlier jobs with the same key that still wait for their agent
+    #[arg(long, value_name = "KEY", value_parser = latest_key)]
+    pub latest_only: Option<String>,
+    /// How the work travels: queue waits for the agent, direct needs it connected now
+    #[arg(long, value_enum, value_name = "LANE", default_value = "queue")]
+    pub lane: LaneArg,
+}
+
+/// Reads a priority.
+pub(super) fn priority() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=i64::from(limit::PRIORITY_MAX))
+}
+
+/// The longest key of `--latest-only`, in bytes.
+const LATEST_KEY_MAX: usize = 128;
+
+fn latest_key(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty() && text.len() <= LATEST_KEY_MAX && !text.chars().any(char::is_control);
+    let error = || format!("a key has 1 to {LATEST_KEY_MAX} bytes and no control characters");
+    fine.then(|| text.to_owned()).ok_or_else(error)
+}
+
 /// What the task is given and held to.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Task")]
@@ -167,15 +225,32 @@ pub(super) struct TaskArgs {
     /// Your own id of this submission: the same id again is the same job
     #[arg(long, value_name = "ID")]
     pub request_id: Option<RequestId>,
+    /// A secret, read from a file or - for standard input and sealed to each target; the script finds it as
+    /// $SALLY_SECRETS_DIR/NAME
+    #[arg(long = "secret", value_name = "NAME=@FILE|NAME=@-")]
+    pub secrets: Vec<String>,
+    /// Running it twice does no harm, so it may be tried again
+    #[arg(long)]
+    pub idempotent: bool,
+    /// Try again up to N times after a bad end; needs --idempotent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..i64::from(limit::ATTEMPTS_MAX)))]
+    pub retries: Option<u32>,
+    /// After which ends: failed, retryable, interrupted, timed-out, exit=CODE, exit=FROM-TO [default:
+    /// failed,interrupted]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', requires = "retries", value_parser = str::parse::<RetryOn>)]
+    pub retry_on: Vec<RetryOn>,
+    /// The wait before the second try; doubled for each one after, and spread
+    #[arg(long, value_name = "DUR", default_value = "1s", requires = "retries", value_parser = duration::parse)]
+    pub backoff: Duration,
+    /// The longest wait between two tries
+    #[arg(long, value_name = "DUR", default_value = "5m", requires = "retries", value_parser = duration::parse)]
+    pub backoff_max: Duration,
 }
 
 /// How to wait and what to show.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Waiting and output")]
 pub(super) struct WaitArgs {
-    /// What to do with targets that are offline
-    #[arg(long, value_enum, value_name = "WHAT", default_value = "wait")]
-    pub offline: OfflineArg,
     /// Stop waiting after this time; the job goes on, the exit code is 124
     #[arg(long, value_name = "DUR", value_parser = duration::parse_positive, conflicts_with = "detach")]
     pub wait: Option<Duration>,

@@ -49,6 +49,11 @@ pub(super) fn parse_positive(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration as the wire has it, in milliseconds.
+pub(super) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Writes a duration for people: two units at most.
 pub(super) fn show(ms: u64) -> String {
     match ms {

@@ -31,8 +31,8 @@ pub(super) fn fold(runs: &[RunRecord]) -> Vec<Group<'_>> {
     groups
 }
 
-/// State, exit code, signal; result and its state; both streams with what is missing; words.
-type Key<'a> = ([Option<i32>; 3], [&'a str; 2], [(&'a str, bool, u64); 2], [Option<&'a str>; 3]);
+/// State, exit code, signal, attempt; result and its state; both streams with what is missing; words.
+type Key<'a> = ([Option<i32>; 3], u32, [&'a str; 2], [(&'a str, bool, u64); 2], [Option<&'a str>; 4]);
 
 fn key(run: &RunRecord) -> Key<'_> {
     let result = run.result.as_ref().map_or("", |r| r.get());
@@ -40,12 +40,13 @@ fn key(run: &RunRecord) -> Key<'_> {
     let is_base64 = |encoding| encoding == TextEncoding::Base64;
     (
         [Some(run.state as i32), run.exit_code, run.signal],
+        run.attempt,
         [result, run.result_state.map_or("", ResultState::word)],
         [
             (run.stdout.as_str(), is_base64(run.stdout_encoding), run.stdout_truncated_bytes),
             (run.stderr.as_str(), is_base64(run.stderr_encoding), run.stderr_truncated_bytes),
         ],
-        [run.reason.as_deref(), run.message.as_deref(), failure],
+        [run.reason.as_deref(), run.message.as_deref(), failure, run.retry_at.as_deref()],
     )
 }
 
@@ -148,6 +149,13 @@ pub(super) fn answer(run: &RunRecord) -> String {
             });
             parts.push(format!("result {}{}", bad.word(), detail.unwrap_or_default()));
         }
+    }
+    match &run.retry_at {
+        Some(at) => {
+            parts.push(format!("attempt {} ended, the next one {}", run.attempt, table::local_time(at)))
+        }
+        None if run.attempt > 1 => parts.push(format!("attempt {}", run.attempt)),
+        None => {}
     }
     match run.leftovers {
         0 => {}

@@ -111,3 +111,15 @@ fn an_exit_code_is_said_once() {
     (run.reason, run.message) = (Some("result-missing".into()), Some("no result".into()));
     assert_eq!(answer(&run), "exit 3 · no result");
 }
+
+#[test]
+fn attempts_are_told_apart() {
+    let mut second = said(0, RunState::Succeeded, "hi\n", None);
+    second.attempt = 2;
+    let mut waiting = run(1, RunState::Pending);
+    (waiting.exit_code, waiting.reason) = (Some(7), Some("exit-code".into()));
+    waiting.retry_at = Some("2026-11-21T07:00:05.000Z".into());
+    let text = plain(&[second, waiting, said(2, RunState::Succeeded, "hi\n", None)]);
+    assert!(text.contains("local-1  attempt 2\n"), "{text}");
+    assert!(text.contains("exit 7 · attempt 1 ended, the next one 2026-11-21 "), "{text}");
+}

@@ -11,8 +11,8 @@ use sally_common::wire::api::Target;
 use sally_common::wire::record::{JobRecord, RunRecord};
 use tokio::time::Instant;
 
-use super::live::Live;
-use super::logs::{self, STREAMS};
+use super::live::{Live, gap_mark};
+use super::logs::{self, Place, Read, STREAMS};
 use super::{CliError, duration, fold, out, text};
 use crate::client::{Client, Item, Watch};
 
@@ -42,6 +42,8 @@ pub(super) struct Followed {
     pub runs: BTreeMap<RunId, (RunRecord, bool)>,
     /// Why the waiting ended.
     pub ending: Ending,
+    /// How far output was shown, if it was shown live.
+    pub places: Vec<Place>,
 }
 
 /// Why the waiting ended.
@@ -66,7 +68,7 @@ pub(super) async fn follow(
     let started = Instant::now();
     let deadline = wishes.wait.map(|wait| started + wait);
     let mut status = Status::new(&wishes);
-    let mut followed = Followed { job, runs: BTreeMap::new(), ending: Ending::Done };
+    let mut followed = Followed { job, runs: BTreeMap::new(), ending: Ending::Done, places: Vec::new() };
     let mut tick = tokio::time::interval(TICK);
     tokio::pin!(interrupt);
     loop {
@@ -107,6 +109,7 @@ pub(super) async fn follow(
         }
     }
     status.clear()?;
+    followed.places = wishes.live.as_ref().map(Live::places).unwrap_or_default();
     Ok(followed)
 }
 
@@ -122,8 +125,15 @@ async fn take_run(
         run = logs::whole(client, &run.run).await?;
         whole = true;
     }
-    if first_end && let Some(live) = &mut wishes.live {
-        live.end(&run, whole).await?;
+    if let Some(live) = &mut wishes.live {
+        live.attempt(&run).await?;
+        if first_end {
+            live.end(&run, whole).await?;
+        }
+        let is_news = followed.runs.get(&run.run).is_none_or(|(r, _)| r.retry_at != run.retry_at);
+        if run.retry_at.is_some() && is_news {
+            out::note(&format!("{}: {}", run.agent, fold::answer(&run)))?;
+        }
     }
     if run.state.is_end() {
         if let Some(folder) = &wishes.folder {
@@ -163,7 +173,10 @@ async fn save(
         }
         let mut file = std::fs::File::create(&path).map_err(|e| failed(&path, e))?;
         let wait = logs::may_come(run.state);
-        let write = |bytes: &[u8]| file.write_all(bytes).map_err(|e| failed(&path, e));
+        let write = |read: Read<'_>| match read {
+            Read::Bytes(bytes) => file.write_all(bytes).map_err(|e| failed(&path, e)),
+            Read::Gap(bytes) => Ok(out::note(&gap_mark(run.agent.as_str(), stream, bytes))?),
+        };
         let drained = logs::drain(client, &run.run, stream, 0, wait, write).await?;
         let mark = super::live::incomplete(run.agent.as_str(), stream, drained, wait);
         mark.map(|m| out::note(&m)).transpose()?;
@@ -211,16 +224,21 @@ impl Status {
 
 fn status_line<'a>(job: &JobRecord, runs: impl Iterator<Item = &'a RunRecord>, elapsed_ms: u64) -> String {
     let total: u64 = job.counts.values().sum();
-    let (mut ended, mut running, mut said) = (0, Vec::new(), None);
+    let (mut ended, mut again, mut running, mut said) = (0, 0, Vec::new(), None);
     for run in runs {
         if run.state.is_end() {
             ended += 1;
+        } else if run.retry_at.is_some() {
+            again += 1;
         } else if run.started_at.is_some() {
             running.push(run.agent.as_str());
             said = run.progress.as_ref().or(said);
         }
     }
     let mut line = format!("{ended}/{total} ended, {}", duration::show(elapsed_ms));
+    if again > 0 {
+        line.push_str(&format!("   to be tried again: {again}"));
+    }
     if !running.is_empty() {
         let more = running.len().saturating_sub(4);
         running.truncate(4);
@@ -250,8 +268,10 @@ mod tests {
         running.started_at = Some("2026-11-21T07:00:00.000Z".into());
         running.progress =
             Some(Progress { done: Some(3.0), total: Some(10.0), text: Some("copy\u{1b}[1m".into()) });
-        let runs = [run(0, RunState::Succeeded), running, run(2, RunState::Pending)];
+        let mut again = run(2, RunState::Pending);
+        again.retry_at = Some("2026-11-21T07:00:05.000Z".into());
+        let runs = [run(0, RunState::Succeeded), running, again];
         let line = status_line(&job(&runs), runs.iter(), 12_000);
-        assert_eq!(line, "1/3 ended, 12.0s   running: local-2   3/10 copy\\x1b[1m");
+        assert_eq!(line, "1/3 ended, 12.0s   to be tried again: 1   running: local-2   3/10 copy\\x1b[1m");
     }
 }

@@ -83,10 +83,8 @@ pub(super) fn job(whole: &JobWithRuns, format: Format) -> Result<(), CliError> {
     match format {
         Format::Json => out::json(whole)?,
         Format::Jsonl => whole.runs.iter().try_for_each(out::json_line)?,
-        Format::Yaml => out::data(yaml(whole)?.as_bytes())?,
-        Format::Csv => {
-            out::data(csv(&RUN_COLUMNS, &whole.runs, &[("job", whole.job.id.as_str())])?.as_bytes())?
-        }
+        Format::Yaml => out::quoted(&yaml(whole)?)?,
+        Format::Csv => out::quoted(&csv(&RUN_COLUMNS, &whole.runs, &[("job", whole.job.id.as_str())])?)?,
         Format::Name => whole.runs.iter().try_for_each(|r| out::data(format!("{}\n", r.run).as_bytes()))?,
         Format::Table => out::styled(&fold::render(&whole.runs, None, table::terminal_width()))?,
         Format::Wide => out::styled(&runs_table(&whole.runs, None))?,
@@ -99,8 +97,8 @@ pub(super) fn jobs(jobs: &[JobRecord], format: Format) -> Result<(), CliError> {
     match format {
         Format::Json => out::json(&json!({ "jobs": jobs }))?,
         Format::Jsonl => jobs.iter().try_for_each(out::json_line)?,
-        Format::Yaml => out::data(yaml(&json!({ "jobs": jobs }))?.as_bytes())?,
-        Format::Csv => out::data(csv(&JOB_COLUMNS, jobs, &[])?.as_bytes())?,
+        Format::Yaml => out::quoted(&yaml(&json!({ "jobs": jobs }))?)?,
+        Format::Csv => out::quoted(&csv(&JOB_COLUMNS, jobs, &[])?)?,
         Format::Name => jobs.iter().try_for_each(|j| out::data(format!("{}\n", j.id).as_bytes()))?,
         Format::Table => out::styled(&jobs_table(jobs, table::terminal_width(), false))?,
         Format::Wide => out::styled(&jobs_table(jobs, None, true))?,
@@ -113,8 +111,8 @@ pub(super) fn agents(agents: &[AgentRecord], format: Format) -> Result<(), CliEr
     match format {
         Format::Json => out::json(&json!({ "agents": agents }))?,
         Format::Jsonl => agents.iter().try_for_each(out::json_line)?,
-        Format::Yaml => out::data(yaml(&json!({ "agents": agents }))?.as_bytes())?,
-        Format::Csv => out::data(csv(&AGENT_COLUMNS, agents, &[])?.as_bytes())?,
+        Format::Yaml => out::quoted(&yaml(&json!({ "agents": agents }))?)?,
+        Format::Csv => out::quoted(&csv(&AGENT_COLUMNS, agents, &[])?)?,
         Format::Name => {
             agents.iter().try_for_each(|a| out::data(format!("{}/{}\n", a.zone, a.agent).as_bytes()))?;
         }
@@ -122,6 +120,33 @@ pub(super) fn agents(agents: &[AgentRecord], format: Format) -> Result<(), CliEr
         Format::Wide => out::styled(&agents_table(agents, None, true))?,
     }
     Ok(())
+}
+
+/// Prints runs that wait for an agent, in the order in which it gets them.
+pub(super) fn waiting(runs: &[RunRecord], format: Format) -> Result<(), CliError> {
+    match format {
+        Format::Json => out::json(&json!({ "runs": runs }))?,
+        Format::Jsonl => runs.iter().try_for_each(out::json_line)?,
+        Format::Yaml => out::quoted(&yaml(&json!({ "runs": runs }))?)?,
+        Format::Csv => out::quoted(&csv(&RUN_COLUMNS[..RUN_COLUMNS.len() - 1], runs, &[])?)?,
+        Format::Name => runs.iter().try_for_each(|r| out::data(format!("{}\n", r.run).as_bytes()))?,
+        Format::Table | Format::Wide => out::styled(&waiting_table(runs))?,
+    }
+    Ok(())
+}
+
+fn waiting_table(runs: &[RunRecord]) -> String {
+    let row = |run: &RunRecord| {
+        vec![
+            run.state.word().to_owned(),
+            run.run.to_string(),
+            run.attempt.to_string(),
+            table::local_time(&run.queued_at),
+            fold::answer(run),
+        ]
+    };
+    let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
+    table::paint_states(&table::table(&["STATE", "RUN", "ATTEMPT", "SINCE", "WHY"], &rows, None))
 }
 
 /// A value as YAML.
@@ -211,6 +236,22 @@ fn seen_ago(seconds: u64) -> String {
     if seconds < 60 { format!("{seconds}s") } else { duration::show(seconds.saturating_mul(1_000)) }
 }
 
+/// Whether it is there, and what keeps it from taking work although it is.
+fn agent_state(agent: &AgentRecord) -> String {
+    let notes = [
+        (agent.draining, "draining"),
+        (agent.deferring.is_some(), "deferring"),
+        (agent.problem.is_some(), "problem"),
+        (!agent.lost.is_empty(), "lost"),
+    ];
+    let notes: Vec<&str> = notes.into_iter().filter(|(is, _)| *is).map(|(_, word)| word).collect();
+    if notes.is_empty() {
+        agent.state.word().to_owned()
+    } else {
+        format!("{} ({})", agent.state.word(), notes.join(", "))
+    }
+}
+
 fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> String {
     let row = |agent: &AgentRecord| {
         let seen = agent.last_seen_s.map_or("never".into(), seen_ago);
@@ -218,7 +259,7 @@ fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> Str
         let mut row = vec![
             agent.agent.to_string(),
             agent.zone.to_string(),
-            agent.state.word().to_owned(),
+            agent_state(agent),
             seen,
             format!("{}/{}", agent.slots_used, agent.slots_total),
             agent.waiting.to_string(),
@@ -232,7 +273,9 @@ fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> Str
                 agent.arch.clone(),
             ]);
             row.extend([agent.sandbox_mode.clone(), profiles.join(","), agent.spool_results.to_string()]);
-            row.push(agent.last_error.clone().unwrap_or_default());
+            row.push(agent.deferring.clone().unwrap_or_default());
+            row.push(agent.lost.iter().map(|(what, n)| format!("{what}={n}")).collect::<Vec<_>>().join(","));
+            row.push(agent.problem.clone().or_else(|| agent.last_error.clone()).unwrap_or_default());
         }
         row.push(labels.join(","));
         row.iter().map(|cell| text::sanitise_line(cell)).collect()
@@ -240,7 +283,17 @@ fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> Str
     let rows: Vec<Vec<String>> = agents.iter().map(row).collect();
     let mut header = vec!["AGENT", "ZONE", "STATE", "SEEN", "SLOTS", "WAITING", "VERSION"];
     if wide {
-        header.extend(["HOST", "SYSTEM", "ARCH", "SANDBOX", "PROFILES", "SPOOL", "LAST ERROR"]);
+        header.extend([
+            "HOST",
+            "SYSTEM",
+            "ARCH",
+            "SANDBOX",
+            "PROFILES",
+            "SPOOL",
+            "DEFERRING",
+            "LOST",
+            "PROBLEM",
+        ]);
     }
     header.push("LABELS");
     table::table(&header, &rows, width)

@@ -55,6 +55,16 @@ fn tables_show_words() {
     for part in ["web-1", "online", "8s", "1/4", "strict,net", "role=web"] {
         assert!(agents.contains(part), "{part} in {agents}");
     }
+    let mut troubled = agent("dmz", "web-2");
+    (troubled.draining, troubled.deferring) = (true, Some("no-room".into()));
+    troubled.lost.insert("log-chunks".into(), 3);
+    troubled.problem = Some("its journal is an old copy".into());
+    let agents = agents_table(&[troubled], None, true);
+    for part in ["online (draining, deferring, problem, lost)", "no-room", "log-chunks=3", "an old copy"] {
+        assert!(agents.contains(part), "{part} in {agents}");
+    }
+    let waiting = anstream::adapter::strip_str(&waiting_table(&[run(0, RunState::Pending)])).to_string();
+    assert!(waiting.contains("pending  01kajh7m00abcdefghjkmnpqrs-0  1"), "{waiting}");
     let runs = anstream::adapter::strip_str(&runs_table(&[run(0, RunState::Failed)], None)).to_string();
     assert!(runs.contains("failed  local/local-1"), "{runs}");
 }

@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use encoding_rs::Encoding;
-use sally_common::wire::api::{Call, Cancelled, JobPage};
+use sally_common::id::RequestId;
+use sally_common::wire::api::{Call, Cancelled, JobPage, RequestCancelled};
 use sally_common::wire::record::{JobRecord, JobWithRuns, RunRecord, SCHEMA};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::args::{Format, OutputArgs};
-use super::follow::{Wishes, follow};
+use super::follow::{Followed, Wishes, follow};
 use super::live::{Live, Look};
-use super::logs::{self, STREAMS};
-use super::{CliError, Exit, Session, duration, finish, format, out, run, text};
+use super::logs::{self, After, STREAMS};
+use super::{CliError, Exit, Session, duration, finish, format, out, retry, run, text};
 use crate::client::Client;
 
 /// Look at jobs, follow them, cancel them. An ID may be shortened; `latest` is the newest job.
@@ -30,12 +31,18 @@ pub enum JobCommand {
     Watch(WatchArgs),
     /// Print what a job's runs wrote
     ///
-    /// For example: sally job logs latest -a local-1 --raw > out.bin
+    /// For example: sally job logs latest -a local-1 --raw > out.bin. On a terminal control characters are shown as
+    /// escapes; --raw passes them on. An interrupted -f says with which --after it goes on where it stopped.
     Logs(LogsArgs),
     /// Print a job's structured results: one run the bare JSON, several a line each
     Result(ResultArgs),
     /// Cancel what has not ended: TERM, then KILL after the task's grace
+    ///
+    /// For example: sally job cancel latest --hard, or, before the job exists or when its answer was lost:
+    /// sally job cancel --request-id nightly-2026-11-21
     Cancel(CancelArgs),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Retry(Box<retry::RetryArgs>),
     /// Wait for a job's end, then print it
     Wait(JobWaitArgs),
 }
@@ -98,6 +105,9 @@ pub struct LogsArgs {
     /// Only the last N lines of each stream, and what follows
     #[arg(long, value_name = "N", conflicts_with = "raw")]
     tail: Option<usize>,
+    /// Only what comes after: BYTES of one stream of one run, or what an interrupted `-f` says
+    #[arg(long, value_name = "BYTES|CURSOR", value_parser = str::parse::<After>, conflicts_with = "tail")]
+    after: Option<After>,
     /// The encoding of what the scripts print
     #[arg(long, value_name = "ENC", value_parser = text::encoding, conflicts_with = "raw")]
     encoding: Option<&'static Encoding>,
@@ -116,10 +126,14 @@ pub struct ResultArgs {
 
 /// What to cancel.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").args(["id", "request_id"]).required(true)))]
 pub struct CancelArgs {
     /// The job
     #[arg(value_name = "ID|latest")]
-    id: String,
+    id: Option<String>,
+    /// The job that was or will be submitted with this request id, whether it exists yet or not
+    #[arg(long, value_name = "ID")]
+    request_id: Option<RequestId>,
     /// KILL at once, without TERM
     #[arg(long)]
     hard: bool,
@@ -150,11 +164,12 @@ pub(super) async fn job(session: &Session, command: JobCommand) -> Result<Exit, 
         JobCommand::Logs(args) => logs(&client, &args).await,
         JobCommand::Result(args) => result(&client, &args).await,
         JobCommand::Cancel(args) => cancel(&client, args).await,
+        JobCommand::Retry(args) => retry::retry(&client, *args).await,
         JobCommand::Wait(args) => wait(&client, &args).await,
     }
 }
 
-async fn find(client: &Client, id: &str) -> Result<JobRecord, CliError> {
+pub(super) async fn find(client: &Client, id: &str) -> Result<JobRecord, CliError> {
     Ok(client.call(Call::Job { id: id.to_owned() }).await?)
 }
 
@@ -222,16 +237,44 @@ async fn wait(client: &Client, args: &JobWaitArgs) -> Result<Exit, CliError> {
 }
 
 async fn cancel(client: &Client, args: CancelArgs) -> Result<Exit, CliError> {
-    // By its whole id, so that the same request said twice by a broker cannot mean another job.
-    let job: JobRecord = client.call(Call::Job { id: args.id }).await?;
-    let cancelled: Cancelled = client.call(Call::Cancel { id: job.id.to_string(), hard: args.hard }).await?;
-    let id = &cancelled.job.id;
-    out::note(&match cancelled.runs {
-        0 => format!("job {id} had ended already: {}", cancelled.job.state),
-        1 => format!("job {id}: one run will be cancelled; sally job wait {id} waits for it"),
-        n => format!("job {id}: {n} runs will be cancelled; sally job wait {id} waits for them"),
-    })?;
+    let hard = args.hard;
+    let (job, runs) = match (args.id, args.request_id) {
+        (Some(id), _) => {
+            // By its whole id, so that the same request said twice by a broker cannot mean another job.
+            let job = find(client, &id).await?;
+            let cancelled: Cancelled = client.call(Call::Cancel { id: job.id.to_string(), hard }).await?;
+            (cancelled.job, cancelled.runs)
+        }
+        (None, Some(request_id)) => {
+            let call = Call::CancelRequest { request_id: request_id.clone(), hard };
+            let cancelled: RequestCancelled = client.call(call).await?;
+            let Some(job) = cancelled.job else {
+                out::note(&format!(
+                    "no job has the request id {request_id} yet: it will be cancelled when it comes"
+                ))?;
+                return Ok(Exit::Success);
+            };
+            (job, cancelled.runs)
+        }
+        (None, None) => return Err(CliError::usage("name the job, or its --request-id")),
+    };
+    out::note(&cancel_note(&job, runs))?;
     Ok(Exit::Success)
+}
+
+fn cancel_note(job: &JobRecord, runs: u64) -> String {
+    let id = &job.id;
+    match runs {
+        0 if job.state.is_end() => format!("job {id} had ended already: {}", job.state),
+        // What waited has ended with the request itself.
+        n if job.state.is_end() => format!("job {id}: {} cancelled before the start", many(n)),
+        0 => format!("job {id}: nothing was left to cancel; sally job wait {id} waits for its end"),
+        n => format!("job {id}: {} will be cancelled; sally job wait {id} waits for the end", many(n)),
+    }
+}
+
+fn many(runs: u64) -> String {
+    if runs == 1 { "one run".to_owned() } else { format!("{runs} runs") }
 }
 
 /// One of several results.
@@ -263,7 +306,7 @@ async fn result(client: &Client, args: &ResultArgs) -> Result<Exit, CliError> {
 
 fn bare_result(run: &RunRecord) -> Result<Exit, CliError> {
     if let Some(result) = &run.result {
-        out::data(format!("{}\n", result.get()).as_bytes())?;
+        out::json_text(result.get().to_owned())?;
         return Ok(Exit::Success);
     }
     out::data(b"null\n")?;
@@ -276,7 +319,7 @@ fn bare_result(run: &RunRecord) -> Result<Exit, CliError> {
     Ok(Exit::Success)
 }
 
-fn of_agent(runs: Vec<RunRecord>, pattern: Option<&str>) -> Result<Vec<RunRecord>, CliError> {
+pub(super) fn of_agent(runs: Vec<RunRecord>, pattern: Option<&str>) -> Result<Vec<RunRecord>, CliError> {
     let Some(pattern) = pattern else { return Ok(runs) };
     let matches = |r: &RunRecord| sally_common::selector::pattern_matches(pattern, &r.zone, &r.agent);
     let found: Vec<RunRecord> = runs.into_iter().filter(matches).collect();
@@ -295,14 +338,7 @@ async fn logs(client: &Client, args: &LogsArgs) -> Result<Exit, CliError> {
     live.only(
         STREAMS.into_iter().filter(|s| (!args.stdout || *s == "stdout") && (!args.stderr || *s == "stderr")),
     );
-    if let Some(lines) = args.tail {
-        for run in &runs {
-            for stream in STREAMS {
-                let from = logs::tail_start(client, &run.run, stream, lines).await?;
-                live.skip_to(&run.run, stream, from);
-            }
-        }
-    }
+    skip(client, args, &runs, &mut live).await?;
     if args.follow && !job.state.is_end() {
         live.only_runs(runs.iter().map(|r| r.run.clone()));
         let (job, watch) = client.watch(job.id, true).await?;
@@ -310,7 +346,10 @@ async fn logs(client: &Client, args: &LogsArgs) -> Result<Exit, CliError> {
         let wishes = Wishes { live: Some(live), ..Wishes::default() };
         let followed = follow(client, watch, job, wishes, run::interrupted()).await?;
         return Ok(match followed.ending {
-            super::follow::Ending::Detached => Exit::Detached,
+            super::follow::Ending::Detached => {
+                out::note(&go_on(args, &followed))?;
+                Exit::Detached
+            }
             _ => {
                 out::note(&format!("the job ended: {}", followed.job.state))?;
                 Exit::Success
@@ -321,4 +360,54 @@ async fn logs(client: &Client, args: &LogsArgs) -> Result<Exit, CliError> {
         live.end(run, false).await?;
     }
     Ok(Exit::Success)
+}
+
+/// Leaves out what `--tail` and `--after` say.
+async fn skip(client: &Client, args: &LogsArgs, runs: &[RunRecord], live: &mut Live) -> Result<(), CliError> {
+    if let Some(lines) = args.tail {
+        for run in runs {
+            for stream in STREAMS {
+                let from = logs::tail_start(client, &run.run, stream, lines).await?;
+                live.skip_to(run, stream, from);
+            }
+        }
+    }
+    let one_stream = if args.stdout { Some("stdout") } else { args.stderr.then_some("stderr") };
+    match &args.after {
+        None => {}
+        Some(After::Bytes(from)) => {
+            let ([run], Some(stream)) = (runs, one_stream) else {
+                return Err(CliError::usage("--after BYTES is of one stream of one run")
+                    .hint("add --stdout or --stderr, and -a if the job has several runs"));
+            };
+            live.skip_to(run, stream, *from);
+        }
+        Some(After::Cursor(places)) => {
+            for place in places {
+                // A run that was tried again since begins anew.
+                let same = |r: &&RunRecord| r.run.index() == place.run && r.attempt == place.attempt;
+                if let Some(run) = runs.iter().find(same) {
+                    live.skip_to(run, place.stream, place.from);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How an interrupted `job logs -f` goes on without a byte lost or shown twice.
+fn go_on(args: &LogsArgs, followed: &Followed) -> String {
+    let mut line = format!("\ndetached; to go on: sally job logs {} -f", followed.job.id);
+    if let Some(agent) = &args.agent {
+        line.push_str(&format!(" -a '{}'", text::sanitise_line(agent)));
+    }
+    for (given, flag) in [(args.stdout, "--stdout"), (args.stderr, "--stderr"), (args.raw, "--raw")] {
+        if given {
+            line.push_str(&format!(" {flag}"));
+        }
+    }
+    match After::of(&followed.places) {
+        None => line,
+        Some(after) => format!("{line} --after {after}"),
+    }
 }

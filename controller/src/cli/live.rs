@@ -7,7 +7,7 @@ use encoding_rs::Encoding;
 use sally_common::id::RunId;
 use sally_common::wire::record::RunRecord;
 
-use super::logs::{self, Drained, STREAMS};
+use super::logs::{self, Drained, Place, Read, STREAMS};
 use super::text::{self, Reader};
 use super::{CliError, fold, out, table};
 use crate::client::Client;
@@ -35,17 +35,23 @@ pub(super) struct Live {
     /// These runs only; all if `None`.
     runs: Option<HashSet<RunId>>,
     streams: HashMap<(RunId, &'static str), Stream>,
+    /// The attempt of each run whose output is shown; another one begins anew.
+    attempts: HashMap<RunId, u32>,
 }
 
 struct Stream {
+    /// Bytes that were taken.
     shown: u64,
+    /// Bytes up to the end of the last line that was written whole.
+    lines_end: u64,
     reader: Reader,
     line: String,
 }
 
 impl Live {
     pub(super) fn new(client: Client, look: Look, encoding: Option<&'static Encoding>, raw: bool) -> Self {
-        Self { client, look, encoding, raw, wanted: STREAMS.to_vec(), runs: None, streams: HashMap::new() }
+        let (streams, attempts) = (HashMap::new(), HashMap::new());
+        Self { client, look, encoding, raw, wanted: STREAMS.to_vec(), runs: None, streams, attempts }
     }
 
     /// Shows these streams only.
@@ -87,6 +93,41 @@ impl Live {
         self.show(run, agent, stream, &bytes[skip..])
     }
 
+    /// Notices that a run is at another attempt, whose output begins at its first byte again. What an ended attempt has left
+    /// in the store is shown before that.
+    pub(super) async fn attempt(&mut self, run: &RunRecord) -> Result<(), CliError> {
+        let known = self.attempts.insert(run.run.clone(), run.attempt);
+        let agent = run.agent.as_str();
+        if known.is_some_and(|known| known != run.attempt) {
+            for stream in STREAMS {
+                self.flush(&run.run, agent, stream)?;
+                self.streams.remove(&(run.run.clone(), stream));
+            }
+        } else if run.retry_at.is_some() {
+            for stream in STREAMS.into_iter().filter(|s| self.wants(&run.run, s)).collect::<Vec<_>>() {
+                self.fill(&run.run, agent, stream, false).await?;
+                self.flush(&run.run, agent, stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How far each stream was shown, for going on there later.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let place = |((run, stream), s): (&(RunId, &'static str), &Stream)| Place {
+            run: run.index(),
+            attempt: self.attempts.get(run).copied().unwrap_or(1),
+            stream,
+            from: match self.look {
+                Look::Through => s.shown - s.reader.held_back().min(s.shown),
+                Look::Prefixed => s.lines_end,
+            },
+        };
+        let mut places: Vec<Place> = self.streams.iter().map(place).filter(|p| p.from > 0).collect();
+        places.sort_by_key(|p| (p.run, p.stream));
+        places
+    }
+
     /// Shows what is left of an ended run. `whole` says that its record has everything.
     pub(super) async fn end(&mut self, run: &RunRecord, whole: bool) -> Result<(), CliError> {
         let agent = run.agent.as_str();
@@ -123,12 +164,17 @@ impl Live {
     ) -> Result<Drained, CliError> {
         let client = self.client.clone();
         let from = self.shown(run, stream);
-        logs::drain(&client, run, stream, from, wait, |bytes| self.show(run, agent, stream, bytes)).await
+        logs::drain(&client, run, stream, from, wait, |read| match read {
+            Read::Bytes(bytes) => self.show(run, agent, stream, bytes),
+            Read::Gap(bytes) => self.gap(run, agent, stream, bytes),
+        })
+        .await
     }
 
     /// Shows what was stored before anybody watched: events bring only what comes after.
     pub(super) async fn catch_up(&mut self, runs: &[RunRecord]) -> Result<(), CliError> {
         for run in runs.iter().filter(|run| !run.state.is_end()) {
+            self.attempts.insert(run.run.clone(), run.attempt);
             for stream in STREAMS {
                 if self.wants(&run.run, stream) {
                     self.fill(&run.run, run.agent.as_str(), stream, false).await?;
@@ -146,14 +192,27 @@ impl Live {
         let encoding = self.encoding;
         self.streams.entry((run.clone(), stream)).or_insert_with(|| Stream {
             shown: 0,
+            lines_end: 0,
             reader: Reader::new(encoding),
             line: String::new(),
         })
     }
 
     /// Starts a stream at its last bytes instead of its first.
-    pub(super) fn skip_to(&mut self, run: &RunId, stream: &'static str, offset: u64) {
-        self.stream(run, stream).shown = offset;
+    pub(super) fn skip_to(&mut self, run: &RunRecord, stream: &'static str, offset: u64) {
+        self.attempts.insert(run.run.clone(), run.attempt);
+        let stream = self.stream(&run.run, stream);
+        (stream.shown, stream.lines_end) = (offset, offset);
+    }
+
+    /// Marks a place where output is missing, with how much.
+    fn gap(&mut self, run: &RunId, agent: &str, name: &'static str, bytes: u64) -> Result<(), CliError> {
+        self.flush(run, agent, name)?;
+        let stream = self.stream(run, name);
+        stream.shown += bytes;
+        stream.lines_end = stream.shown;
+        out::note(&gap_mark(agent, name, bytes))?;
+        Ok(())
     }
 
     fn show(&mut self, run: &RunId, agent: &str, name: &'static str, bytes: &[u8]) -> Result<(), CliError> {
@@ -164,6 +223,9 @@ impl Live {
         let as_bytes = self.look == Look::Through && !to_person && (self.raw || self.encoding.is_none());
         let look = self.look;
         let stream = self.stream(run, name);
+        if let Some(at) = bytes.iter().rposition(|b| *b == b'\n') {
+            stream.lines_end = stream.shown + at as u64 + 1;
+        }
         stream.shown += bytes.len() as u64;
         if as_bytes {
             return write(name, bytes);
@@ -175,6 +237,9 @@ impl Live {
             Look::Prefixed => {
                 stream.line.push_str(&content);
                 let lines = whole_lines(&mut stream.line);
+                if stream.line.is_empty() {
+                    stream.lines_end = stream.shown - stream.reader.held_back().min(stream.shown);
+                }
                 lines.iter().try_for_each(|line| write_line(name, agent, line))
             }
         }
@@ -185,6 +250,7 @@ impl Live {
         let to_person = !self.raw && is_terminal(name);
         let Some(stream) = self.streams.get_mut(&(run.clone(), name)) else { return Ok(()) };
         let rest = stream.reader.push(b"", true);
+        stream.lines_end = stream.shown;
         let rest = if to_person { text::sanitise(&rest) } else { rest };
         if look == Look::Through {
             return if rest.is_empty() { Ok(()) } else { write(name, rest.as_bytes()) };
@@ -193,6 +259,11 @@ impl Live {
         let line = std::mem::take(&mut stream.line);
         if line.is_empty() { Ok(()) } else { write_line(name, agent, &line) }
     }
+}
+
+/// What stands where output is missing.
+pub(super) fn gap_mark(agent: &str, stream: &str, bytes: u64) -> String {
+    format!("{agent}: … {bytes} bytes of {stream} are missing here …")
 }
 
 /// What to say when a stream is not all there.

@@ -1,6 +1,7 @@
 //! A run's whole output, from the controller's store.
 
 use std::collections::VecDeque;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,14 @@ pub(super) fn may_come(state: RunState) -> bool {
     matches!(state, RunState::Succeeded | RunState::Failed | RunState::TimedOut | RunState::Cancelled)
 }
 
+/// What reading a stream brings.
+pub(super) enum Read<'a> {
+    /// Its next bytes.
+    Bytes(&'a [u8]),
+    /// So many bytes are not there any more; what comes next follows them.
+    Gap(u64),
+}
+
 /// Reads a stream from a byte on and hands each piece to `take`. With `wait` a stream that has not ended is
 /// waited for as long as bytes come, and ten seconds longer.
 pub(super) async fn drain(
@@ -44,7 +53,7 @@ pub(super) async fn drain(
     stream: &str,
     from: u64,
     wait: bool,
-    mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+    mut take: impl FnMut(Read<'_>) -> Result<(), CliError>,
 ) -> Result<Drained, CliError> {
     let (mut next, mut idle) = (from, 0);
     let mut ahead = Ahead::default();
@@ -52,11 +61,15 @@ pub(super) async fn drain(
         let (part, bytes) = ahead.take(client, run, stream, next).await?;
         // While these are shown the next ones are on their way.
         ahead.ask(client, run, stream, next, &part, bytes.len() as u64);
-        // A part may begin earlier than asked.
-        let skip = usize::try_from(next.saturating_sub(part.offset)).unwrap_or(usize::MAX).min(bytes.len());
-        let fresh = if part.offset > next { &[][..] } else { &bytes[skip..] };
+        // A part may begin earlier than asked, or later when the store has let go of what was before.
+        if part.offset > next {
+            take(Read::Gap(part.offset - next))?;
+            next = part.offset;
+        }
+        let skip = usize::try_from(next - part.offset).unwrap_or(usize::MAX).min(bytes.len());
+        let fresh = &bytes[skip..];
         if !fresh.is_empty() {
-            take(fresh)?;
+            take(Read::Bytes(fresh))?;
             next += fresh.len() as u64;
             idle = 0;
         } else {
@@ -140,8 +153,11 @@ pub(super) async fn tail_start(
     let end = client.log(run, stream, u64::MAX).await?.0.stored;
     let from = end.saturating_sub(TAIL_WINDOW);
     let mut window = Vec::new();
-    drain(client, run, stream, from, false, |bytes| {
-        window.extend_from_slice(bytes);
+    drain(client, run, stream, from, false, |read| {
+        match read {
+            Read::Bytes(bytes) => window.extend_from_slice(bytes),
+            Read::Gap(n) => window.extend(std::iter::repeat_n(0, usize::try_from(n).unwrap_or(0))),
+        }
         Ok(())
     })
     .await?;
@@ -161,9 +177,87 @@ fn last_lines(bytes: &[u8], lines: usize) -> usize {
     feeds.map(|(at, _)| at + 1).nth(lines - 1).unwrap_or(0)
 }
 
+/// How far one stream of one attempt was shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The run's number in its job.
+    pub run: u32,
+    /// The attempt whose output it is.
+    pub attempt: u32,
+    /// The stream.
+    pub stream: &'static str,
+    /// The first byte that was not shown.
+    pub from: u64,
+}
+
+/// From where output is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum After {
+    /// From this byte on of the one stream that is shown.
+    Bytes(u64),
+    /// From these places on: `RUN.ATTEMPT.STREAM=BYTES`, joined by commas.
+    Cursor(Vec<Place>),
+}
+
+/// Places that a cursor holds: more are no command line any more.
+const PLACES_MAX: usize = 200;
+
+impl After {
+    /// The cursor of these places; `None` when nothing was shown, or too many streams for a command line.
+    pub(super) fn of(places: &[Place]) -> Option<String> {
+        if places.is_empty() || places.len() > PLACES_MAX {
+            return None;
+        }
+        let word = |p: &Place| format!("{}.{}.{}={}", p.run, p.attempt, p.stream, p.from);
+        Some(places.iter().map(word).collect::<Vec<_>>().join(","))
+    }
+}
+
+impl FromStr for After {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(bytes) = text.parse() {
+            return Ok(After::Bytes(bytes));
+        }
+        let place = |word: &str| {
+            let (name, from) = word.split_once('=')?;
+            let mut parts = name.splitn(3, '.');
+            let (run, attempt, stream) = (parts.next()?, parts.next()?, parts.next()?);
+            let stream = STREAMS.into_iter().find(|s| *s == stream)?;
+            Some(Place {
+                run: run.parse().ok()?,
+                attempt: attempt.parse().ok()?,
+                stream,
+                from: from.parse().ok()?,
+            })
+        };
+        let places: Option<Vec<Place>> = text.split(',').map(place).collect();
+        places.map(After::Cursor).ok_or_else(|| {
+            format!(
+                "\"{}\" is no place in a job's output: give bytes as in 4096, or what an interrupted `job logs -f` said",
+                sally_common::name::show(text)
+            )
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cursor_reads_back() {
+        let place = |run, stream, from| Place { run, attempt: 2, stream, from };
+        let places = vec![place(0, "stdout", 120), place(3, "stderr", 7)];
+        let text = After::of(&places).expect("a cursor");
+        assert_eq!(text, "0.2.stdout=120,3.2.stderr=7");
+        assert_eq!(text.parse(), Ok(After::Cursor(places)));
+        assert_eq!("4096".parse(), Ok(After::Bytes(4096)));
+        assert_eq!(After::of(&[]), None);
+        for bad in ["", "x", "-1", "0.stdout=1", "0.1.result=1", "0.1.stdout=", "0.1.stdout=1,"] {
+            assert!(bad.parse::<After>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_last_lines_begin_after_a_line_feed() {

@@ -2,8 +2,9 @@
 //!
 //! In reading order: this file has the commands and hands each to its file; `args` are the flags that
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
-//! `run` submits and waits, with `follow` for what happens meanwhile, `live` for output as it comes
-//! and `finish` for the end; `job`, `agent` and `context` are the other nouns. Then what they print
+//! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
+//! `live` for output as it comes and `finish` for the end; `job` with `retry`, `agent` with `upkeep`, and
+//! `context` are the other nouns. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
@@ -23,11 +24,14 @@ mod job;
 mod live;
 mod logs;
 mod out;
+mod retry;
 mod run;
+mod secret;
 mod table;
 mod task;
 mod text;
 mod up;
+mod upkeep;
 mod version;
 
 use std::ffi::OsString;
@@ -189,7 +193,13 @@ impl Session {
     }
 
     async fn connect(&self) -> Result<Client, CliError> {
-        Ok(Client::connect(&self.context()?).await?)
+        self.connect_to(&self.context()?).await
+    }
+
+    async fn connect_to(&self, context: &Context) -> Result<Client, CliError> {
+        // A controller that restarts is away for a moment: whoever waits at a terminal is told why.
+        let told = |words: &str| drop(out::note(&text::sanitise(words)));
+        Ok(Client::connect(context).await?.with_notice(told))
     }
 }
 

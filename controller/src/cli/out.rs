@@ -7,6 +7,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
+use super::text;
+
 /// Writes bytes to stdout exactly as they are.
 pub(super) fn data(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
@@ -38,16 +40,23 @@ pub(super) fn note(line: &str) -> io::Result<()> {
 
 /// Writes a value to stdout as JSON, indented.
 pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
-    text.push(b'\n');
-    data(&text)
+    json_text(serde_json::to_string_pretty(value).map_err(io::Error::other)?)
 }
 
 /// Writes a value to stdout as one line of JSON.
 pub(super) fn json_line(value: &impl Serialize) -> io::Result<()> {
-    let mut text = serde_json::to_vec(value).map_err(io::Error::other)?;
-    text.push(b'\n');
-    data(&text)
+    json_text(serde_json::to_string(value).map_err(io::Error::other)?)
+}
+
+/// Writes JSON to stdout, ended by a line feed. What would drive a terminal is escaped there: the value is the same.
+pub(super) fn json_text(mut json: String) -> io::Result<()> {
+    json.push('\n');
+    if is_terminal() { data(text::sanitise_json(&json).as_bytes()) } else { data(json.as_bytes()) }
+}
+
+/// Writes text with what scripts said in it to stdout: as it is for programs, without control characters for people.
+pub(super) fn quoted(content: &str) -> io::Result<()> {
+    if is_terminal() { data(text::sanitise(content).as_bytes()) } else { data(content.as_bytes()) }
 }
 
 /// Whether stdout is a terminal.

@@ -2,16 +2,17 @@
 
 use clap::Args;
 use sally_common::clock::now_ms;
+use sally_common::selector::Targets;
 use sally_common::wire::api::{Call, Resolved, Submitted, Target};
-use sally_common::wire::order::Program;
+use sally_common::wire::order::{Order, Program};
 use serde::Serialize;
 use serde_json::json;
 
-use super::args::{Format, TargetArgs, TaskArgs, WaitArgs};
+use super::args::{DeliveryArgs, Format, TargetArgs, TaskArgs, WaitArgs};
 use super::follow::{Wishes, follow};
 use super::live::{Live, Look};
 use super::task::{self, Prepared};
-use super::{CliError, Exit, Session, finish, fold, out, table, text};
+use super::{CliError, Exit, Session, finish, fold, out, secret, table, text};
 use crate::client::{Client, SubmitOptions};
 
 /// Run a script or a binary on agents and wait for the answers.
@@ -40,6 +41,8 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Task")]
     fix_crlf: bool,
     #[command(flatten)]
+    delivery: DeliveryArgs,
+    #[command(flatten)]
     wait: WaitArgs,
     /// Arguments of the script
     #[arg(last = true, value_name = "ARG")]
@@ -60,6 +63,8 @@ pub struct ExecArgs {
     #[command(flatten)]
     task: TaskArgs,
     #[command(flatten)]
+    delivery: DeliveryArgs,
+    #[command(flatten)]
     wait: WaitArgs,
     /// The command and its arguments, after --
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -76,40 +81,66 @@ pub(super) async fn run(session: &Session, args: RunArgs) -> Result<Exit, CliErr
     args.wait.check()?;
     let targets = args.targets.targets()?;
     let prepared = task::script(&script, &args.task)?;
-    submit(session, &prepared, targets, &args.wait).await
+    submit(session, &prepared, targets, &args.delivery, &args.wait).await
 }
 
 pub(super) async fn exec(session: &Session, args: ExecArgs) -> Result<Exit, CliError> {
     args.wait.check()?;
     let targets = args.targets.targets()?;
     let prepared = task::command(&args.command, &args.task)?;
-    submit(session, &prepared, targets, &args.wait).await
+    submit(session, &prepared, targets, &args.delivery, &args.wait).await
 }
 
 async fn submit(
     session: &Session,
     prepared: &Prepared,
-    targets: sally_common::selector::Targets,
+    targets: Targets,
+    delivery: &DeliveryArgs,
     wait: &WaitArgs,
 ) -> Result<Exit, CliError> {
     let context = session.context()?;
-    let order = prepared.order(&context.user, targets, now_ms())?;
-    if let Some(folder) = &wait.output_dir {
-        std::fs::create_dir_all(folder)
-            .map_err(|e| CliError::usage(format!("cannot make the folder {}: {e}", folder.display())))?;
+    let mut order = prepared.order(&context.user, targets, now_ms())?;
+    let options = SubmitOptions {
+        offline: delivery.offline.into(),
+        priority: delivery.priority,
+        latest_only: delivery.latest_only.clone(),
+        lane: delivery.lane.into(),
+        ..SubmitOptions::default()
+    };
+    make_folder(wait)?;
+    let client = session.connect_to(&context).await?;
+    if !wait.plan {
+        secret::seal(&client, &mut order, &prepared.secrets, options.offline).await?;
     }
-    let client = Client::connect(&context).await?;
+    launch(&client, &order, &prepared.blobs, options, wait).await
+}
+
+/// Makes the folder of `--output-dir`, before anything runs.
+pub(super) fn make_folder(wait: &WaitArgs) -> Result<(), CliError> {
+    let Some(folder) = &wait.output_dir else { return Ok(()) };
+    std::fs::create_dir_all(folder)
+        .map_err(|e| CliError::usage(format!("cannot make the folder {}: {e}", folder.display())))
+}
+
+/// Submits an order and waits, or shows the plan only.
+pub(super) async fn launch(
+    client: &Client,
+    order: &Order,
+    blobs: &[Vec<u8>],
+    options: SubmitOptions,
+    wait: &WaitArgs,
+) -> Result<Exit, CliError> {
     if wait.plan {
         let resolved: Resolved = client.call(Call::Resolve { targets: order.targets.clone() }).await?;
-        return plan(&resolved, prepared, wait.format.output);
+        return plan(&resolved, order, wait.format.output);
     }
     let human = matches!(wait.format.output, Format::Table | Format::Wide);
     // Whether there is one target is known after the answer; its output may come before.
-    let options = SubmitOptions { offline: wait.offline.into(), watch: !wait.detach, output: human };
+    let options = SubmitOptions { watch: !wait.detach, output: human, ..options };
     let interrupt = interrupted();
     tokio::pin!(interrupt);
     let submitted = tokio::select! {
-        submitted = client.submit(&order, &prepared.blobs, options) => submitted,
+        submitted = client.submit(order, blobs, options) => submitted,
         () = &mut interrupt => {
             out::note(&format!(
                 "interrupted before the controller answered: the job may have been accepted or not\n\
@@ -138,9 +169,9 @@ async fn submit(
         wait: wait.wait,
         targets: submitted.targets.clone(),
     };
-    let followed = follow(&client, watch, submitted.job, wishes, interrupt).await?;
+    let followed = follow(client, watch, submitted.job, wishes, interrupt).await?;
     let shown = finish::Shown { format: wait.format.output, look, encoding: wait.encoding };
-    finish::finish(&client, followed, shown).await
+    finish::finish(client, followed, shown).await
 }
 
 /// Resolves at the first Ctrl-C.
@@ -186,8 +217,8 @@ struct Plan<'a> {
     targets: &'a [Target],
 }
 
-fn plan(resolved: &Resolved, prepared: &Prepared, format: Format) -> Result<Exit, CliError> {
-    let task = prepared.task();
+fn plan(resolved: &Resolved, order: &Order, format: Format) -> Result<Exit, CliError> {
+    let task = &order.task;
     let title = task.title.as_deref().unwrap_or_default();
     let targets = &resolved.targets;
     let (program, args) = (&task.program, task.args.as_slice());

@@ -8,12 +8,13 @@ use std::path::Path;
 use sally_common::id::RequestId;
 use sally_common::name::User;
 use sally_common::selector::Targets;
-use sally_common::wire::order::{Content, Order, Program, Task};
+use sally_common::wire::order::{Content, Order, Program, Retry, Task};
 use sally_common::{limit, params, program, wire};
 use serde_json::value::RawValue;
 
-use super::CliError;
 use super::args::TaskArgs;
+use super::secret::{self, Secret};
+use super::{CliError, duration};
 
 /// An order's task and the contents that do not fit into it.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Prepared {
     expires_ms: i64,
     /// What has to be uploaded first.
     pub blobs: Vec<Vec<u8>>,
+    /// What has to be sealed to each target.
+    pub secrets: Vec<Secret>,
 }
 
 impl Prepared {
@@ -40,11 +43,6 @@ impl Prepared {
         order.check().map_err(|e| CliError::usage(e.to_string()))?;
         Ok(order)
     }
-
-    /// The task, to be shown.
-    pub(super) fn task(&self) -> &Task {
-        &self.task
-    }
 }
 
 /// What `run` was given.
@@ -58,9 +56,7 @@ pub(super) struct Script<'a> {
 /// Prepares a script or a binary.
 pub(super) fn script(script: &Script<'_>, args: &TaskArgs) -> Result<Prepared, CliError> {
     let path = script_path(script.file)?;
-    if path.is_none() && args.stdin.as_deref() == Some(Path::new("-")) {
-        return Err(CliError::usage("standard input cannot be both the script and what the script reads"));
-    }
+    check_stdin(path.is_none(), args)?;
     let what = if path.is_none() { "standard input" } else { script.file };
     let mut bytes = read(path, what)?;
     if script.fix_crlf {
@@ -77,10 +73,23 @@ pub(super) fn script(script: &Script<'_>, args: &TaskArgs) -> Result<Prepared, C
 
 /// Prepares a command.
 pub(super) fn command(words: &[String], args: &TaskArgs) -> Result<Prepared, CliError> {
+    check_stdin(false, args)?;
     // A title is one line, also of a program that has many.
     let words_on_a_line = words.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
     let title: String = words_on_a_line.chars().take(80).collect();
     task(Program::Command, title, words, args, Vec::new())
+}
+
+/// Standard input can be read once: as the script, as what the script reads, or as a secret.
+fn check_stdin(is_script: bool, args: &TaskArgs) -> Result<(), CliError> {
+    let is_input = args.stdin.as_deref() == Some(Path::new("-"));
+    let secrets = args.secrets.iter().filter(|s| secret::is_stdin(s)).count();
+    let users = [(is_script, "the script"), (is_input, "what the script reads"), (secrets > 0, "a secret")];
+    let users: Vec<&str> = users.into_iter().filter(|(uses, _)| *uses).map(|(_, who)| who).collect();
+    if users.len() > 1 {
+        return Err(CliError::usage(format!("standard input cannot be both {}", users.join(" and "))));
+    }
+    Ok(())
 }
 
 /// `-` is standard input; with a `/` or a `.` it is a file; anything else is the name of a stored task.
@@ -119,9 +128,9 @@ fn task(
             Some(content)
         }
     };
-    let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let secrets = secret::read(&args.secrets)?;
     let task = Task {
-        retry: None,
+        retry: retry(args)?,
         title: Some(title),
         name: None,
         program,
@@ -132,17 +141,31 @@ fn task(
         secrets: Vec::new(),
         profile: args.profile,
         require_layers: Vec::new(),
-        timeout_ms: ms(args.timeout),
-        grace_ms: ms(args.grace),
+        timeout_ms: duration::ms(args.timeout),
+        grace_ms: duration::ms(args.grace),
         require_result: args.require_result,
-        idempotent: false,
+        idempotent: args.idempotent,
     };
     Ok(Prepared {
         task,
         request_id: args.request_id.clone().unwrap_or_else(RequestId::generate),
         expires_ms: i64::try_from(args.expires.as_millis()).unwrap_or(i64::MAX),
         blobs,
+        secrets,
     })
+}
+
+/// What `--retries` and its companions say. A task without `--idempotent` is never tried again.
+fn retry(args: &TaskArgs) -> Result<Option<Retry>, CliError> {
+    let Some(retries) = args.retries else { return Ok(None) };
+    let retry = Retry {
+        attempts: retries.saturating_add(1),
+        on: args.retry_on.clone(),
+        backoff_ms: duration::ms(args.backoff),
+        backoff_max_ms: duration::ms(args.backoff_max),
+    };
+    retry.check(args.idempotent).map_err(CliError::usage)?;
+    Ok(Some(retry))
 }
 
 fn environment(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
@@ -179,7 +202,7 @@ fn parameters(args: &TaskArgs) -> Result<Option<Box<RawValue>>, CliError> {
 }
 
 /// Reads a file, or standard input, up to the largest blob.
-fn read(path: Option<&Path>, what: &str) -> Result<Vec<u8>, CliError> {
+pub(super) fn read(path: Option<&Path>, what: &str) -> Result<Vec<u8>, CliError> {
     let failed = |e: io::Error| CliError::usage(format!("cannot read {what}: {e}"));
     let source: Box<dyn Read> = match path {
         None => Box::new(io::stdin()),

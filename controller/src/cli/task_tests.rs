@@ -47,7 +47,7 @@ fn what_is_large_or_no_text_is_uploaded() {
     let large = [b"#!/bin/sh\n".as_slice(), &vec![b'#'; limit::INLINE_SCRIPT_MAX]].concat();
     let large = of_file("a.sh", &large, false, None).expect("a script");
     assert_eq!(large.blobs.len(), 1);
-    assert_eq!(large.task().title.as_deref(), Some("a.sh"));
+    assert_eq!(large.task.title.as_deref(), Some("a.sh"));
 }
 
 #[test]
@@ -91,4 +91,33 @@ fn an_environment_is_names_and_values() {
         let error = command(&["true".into()], &args(&format!("--env {bad}"))).map(|_| ()).expect_err(bad);
         assert!(error.message.starts_with("--env"), "{error}");
     }
+}
+
+fn a_command(line: &str) -> Result<Prepared, CliError> {
+    command(&["true".to_owned()], &args(line))
+}
+
+#[test]
+fn only_an_idempotent_task_is_tried_again() {
+    let refused = a_command("--retries 2").expect_err("not idempotent");
+    assert!(refused.exit.code() == 2 && refused.message.contains("--idempotent"), "{refused}");
+    assert!(a_command("").expect("fine").task.retry.is_none());
+    let once = a_command("--idempotent").expect("fine").task;
+    assert!(once.idempotent && once.retry.is_none());
+    let line = "--idempotent --retries 2 --retry-on exit=75,interrupted --backoff 2s --backoff-max 1m";
+    let retry = a_command(line).expect("fine").task.retry.expect("a retry");
+    assert_eq!((retry.attempts, retry.backoff_ms, retry.backoff_max_ms), (3, 2_000, 60_000));
+    let on: Vec<String> = retry.on.iter().map(ToString::to_string).collect();
+    assert_eq!(on, ["exit=75", "interrupted"]);
+    let long = a_command("--idempotent --retries 2 --backoff 2d");
+    assert!(long.is_err_and(|e| e.message.contains("at most")));
+}
+
+#[test]
+fn standard_input_is_read_once() {
+    let from_stdin = Script { file: "-", interpreter: None, fix_crlf: false, args: &[] };
+    let refused = script(&from_stdin, &args("--secret a=@-")).expect_err("twice").message;
+    assert!(refused.ends_with("both the script and a secret"), "{refused}");
+    let refused = a_command("--stdin - --secret a=@-").expect_err("twice").message;
+    assert!(refused.ends_with("both what the script reads and a secret"), "{refused}");
 }

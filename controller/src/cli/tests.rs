@@ -97,6 +97,13 @@ pub(super) fn agent(zone: &str, agent: &str) -> AgentRecord {
     }
 }
 
+/// An order that is well formed.
+pub(super) fn order() -> sally_common::wire::order::Order {
+    let text = r#"{"v":1,"request_id":"r-1","by":"ann","created_ms":1,"expires_ms":2,"targets":{"agents":["local-1"]},
+        "task":{"program":{"kind":"command"},"args":["true"],"profile":"strict","timeout_ms":1,"grace_ms":1}}"#;
+    serde_json::from_str(text).expect("an order")
+}
+
 fn parse(line: &str) -> Result<Cli, String> {
     let words = std::iter::once("sally").chain(line.split_whitespace());
     Cli::try_parse_from(words).map_err(|e| e.to_string())
@@ -124,8 +131,22 @@ fn what_belongs_together_is_accepted() {
         "job show latest -o csv",
         "job watch x",
         "job logs x -f -a y --stderr --tail 5",
+        "job logs x -f --after 0.1.stdout=5",
         "job result x -a y",
+        "exec --all --idempotent --retries 3 --retry-on failed,exit=70-79 --backoff 5s --backoff-max 1m -- true",
+        "exec --all --priority 9 --latest-only nightly --lane direct --secret a=@f --secret b=@- -- true",
         "job cancel x --hard",
+        "job cancel --request-id k --hard",
+        "job retry x",
+        "job retry x --only failed,expired --only not-started -a web-* --secret a=@f --wait 1m -o json",
+        "job retry x --detach --offline skip --priority 0 --lane queue --request-id k --expires 1h",
+        "agent waiting dmz/web-1 -o json",
+        "agent purge -z dmz --yes",
+        "agent drain -a web-1",
+        "agent resume --all -o json",
+        "agent ping",
+        "agent ping -l role=web --wait 500ms",
+        "agent forget dmz/web-1 --yes",
         "job wait x --wait 1s -o json",
         "agent ls -z dmz -o name",
         "agent show dmz/web-1",
@@ -154,18 +175,28 @@ fn what_makes_no_sense_is_refused_with_its_name() {
         ("exec --all --profile admin -- true", "strict, net or host"),
         ("exec --all --request-id ü -- true", "request id"),
         ("exec --all -z A.b -- true", "zone name"),
-        ("exec --all --idempotent -- true", "--idempotent"),
         ("exec --all --encoding klingon -- true", "klingon"),
         ("exec --all -o xml -- true", "xml"),
         ("exec --all --concurrency 3 -- true", "--concurrency"),
-        ("exec --all --retries 3 -- true", "--retries"),
-        ("exec --all --secret a=@b -- true", "--secret"),
-        ("run a.sh --lane direct", "--lane"),
+        ("exec --all --retries 100 -- true", "--retries"),
+        ("exec --all --retry-on failed -- true", "--retries"),
+        ("exec --all --retries 2 --retry-on never -- true", "exit=CODE"),
+        ("exec --all --backoff 1s -- true", "--retries"),
+        ("exec --all --priority 10 -- true", "--priority"),
+        ("exec --all --lane slow -- true", "slow"),
+        ("exec --all --latest-only= -- true", "1 to 128"),
         ("up --http :80", "--http"),
         ("up --agents 100000", "100000"),
-        ("job retry x", "retry"),
+        ("job retry x --only late", "late"),
+        ("job retry x --plan --detach", "--plan"),
+        ("job cancel", "--request-id"),
+        ("job cancel x --request-id k", "--request-id"),
+        ("agent purge x", "x"),
+        ("agent forget", "<AGENT>"),
         ("job logs x --raw --tail 3", "--raw"),
         ("job logs x --stdout --stderr", "--stdout"),
+        ("job logs x --after y", "no place"),
+        ("job logs x --after 1 --tail 3", "--tail"),
         ("job ls -n 0", "0"),
         ("task ls", "task"),
     ] {

@@ -22,6 +22,19 @@ pub(super) fn sanitise_line(text: &str) -> String {
     sanitise(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
+/// JSON that says the same and cannot drive a terminal. Line feeds between values stay: inside a string JSON has none.
+pub(super) fn sanitise_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || c == '\t' || c == '\r' || !is_dangerous(c) {
+            shown.push(c);
+        } else {
+            shown.push_str(&format!("\\u{:04x}", c as u32));
+        }
+    }
+    shown
+}
+
 /// C0, DEL, C1, and what turns the direction of text.
 fn is_dangerous(c: char) -> bool {
     c.is_control()
@@ -56,6 +69,14 @@ impl Reader {
         match encoding {
             None => Self::Utf8 { tail: Vec::new() },
             Some(encoding) => Self::Other(Box::new(encoding.new_decoder_with_bom_removal())),
+        }
+    }
+
+    /// Bytes that were taken and wait for the rest of their character, as far as is known.
+    pub(super) fn held_back(&self) -> u64 {
+        match self {
+            Self::Utf8 { tail } => tail.len() as u64,
+            Self::Other(_) => 0,
         }
     }
 
@@ -126,6 +147,11 @@ mod tests {
             assert_eq!(sanitise(text), shown);
         }
         assert_eq!(sanitise_line("a\nb"), "a\\nb");
+        let json = "{\n \"a\":\"\u{9b}2J\u{202e}\u{7f}ä\"}";
+        let safe = sanitise_json(json);
+        assert_eq!(safe, "{\n \"a\":\"\\u009b2J\\u202e\\u007fä\"}");
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(read(&safe), read(json));
     }
 
     #[test]

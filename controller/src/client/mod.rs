@@ -12,6 +12,7 @@ mod parts;
 mod submit;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use sally_common::subject::Prefix;
 use sally_common::wire::api::{ApiError, Call, Reply, ReplyOutcome, Request};
 use sally_common::wire::{self, Envelope, Kind};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch as watching;
 use tokio::time::Instant;
 
 use crate::context::Context;
@@ -39,6 +41,10 @@ pub use watch::{Item, Watch};
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so long without a word the same request is said again.
 const SILENCE: Duration = Duration::from_secs(2);
+/// How long a call goes on while the broker says that no controller listens: one that restarts is back in a moment.
+const AWAY: Duration = Duration::from_secs(5);
+/// How often it is tried meanwhile.
+const AWAY_PAUSE: Duration = Duration::from_millis(250);
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -118,6 +124,13 @@ impl ClientError {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    notice: Arc<Notice>,
+}
+
+/// Who is told that a call waits for a controller that is away, and whether it was said already.
+struct Notice {
+    tell: Box<dyn Fn(&str) + Send + Sync>,
+    said: AtomicBool,
 }
 
 struct Inner {
@@ -129,6 +142,8 @@ struct Inner {
     controllers: Vec<PublicKey>,
     mailbox: Mailbox,
     trouble: Arc<Mutex<Option<String>>>,
+    /// Counts the moments at which events may have been missed, so that watches look at once.
+    holes: Arc<watching::Sender<u64>>,
 }
 
 impl Client {
@@ -144,8 +159,14 @@ impl Client {
         settings.ca_file = context.ca_file.clone();
         settings.tls_first = context.tls_first;
         let trouble: Arc<Mutex<Option<String>>> = Arc::default();
-        let heard = trouble.clone();
-        let connecting = connect::connect(&settings, move |event| note(&heard, &event));
+        let holes = Arc::new(watching::channel(0).0);
+        let (heard, counted) = (trouble.clone(), holes.clone());
+        let connecting = connect::connect(&settings, move |event| {
+            note(&heard, &event);
+            if matches!(event, ConnectionEvent::Connected | ConnectionEvent::SlowConsumer { .. }) {
+                counted.send_modify(|n| *n += 1);
+            }
+        });
         let nats = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(nats)) => nats,
             Ok(Err(ConnectError::Creds(error))) => return Err(ClientError::Creds(error.to_string())),
@@ -166,8 +187,17 @@ impl Client {
                 controllers: context.controllers.clone(),
                 mailbox,
                 trouble,
+                holes,
             }),
+            notice: Arc::new(Notice { tell: Box::new(|_| ()), said: AtomicBool::new(false) }),
         })
+    }
+
+    /// The same connection; `tell` hears once, in words for people, that a call waits for a controller that is away.
+    #[must_use]
+    pub fn with_notice(self, tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let notice = Notice { tell: Box::new(tell), said: AtomicBool::new(false) };
+        Self { notice: Arc::new(notice), ..self }
     }
 
     /// The caller's name.
@@ -175,7 +205,12 @@ impl Client {
         &self.inner.user
     }
 
-    /// Asks the controller and waits for its answer, ten seconds at most.
+    /// The caller's public key.
+    pub fn key(&self) -> &PublicKey {
+        self.inner.key.public()
+    }
+
+    /// Asks the controller and waits for its answer, ten seconds at most, five of them while there is no controller.
     ///
     /// # Errors
     /// [`ClientError`]; the controller's own errors are [`ClientError::Api`].
@@ -193,7 +228,13 @@ impl Client {
         payload: Option<&[u8]>,
         timeout: Duration,
     ) -> Result<T, ClientError> {
-        Ok(self.call_bytes(call, payload, timeout).await?.0)
+        Ok(self.call_bytes(call, payload, Patience { timeout, away: AWAY }).await?.0)
+    }
+
+    /// The same for who asks again anyway: no controller is an error at once.
+    async fn call_once<T: DeserializeOwned>(&self, call: Call) -> Result<T, ClientError> {
+        let patience = Patience { timeout: CALL_TIMEOUT, away: Duration::ZERO };
+        Ok(self.call_bytes(call, None, patience).await?.0)
     }
 
     /// The same for a call whose answer has bytes behind it.
@@ -201,7 +242,7 @@ impl Client {
         &self,
         call: Call,
         payload: Option<&[u8]>,
-        timeout: Duration,
+        patience: Patience,
     ) -> Result<(T, Bytes), ClientError> {
         let verb = call.verb();
         let nonce = Nonce::generate();
@@ -214,7 +255,7 @@ impl Client {
             return Err(ClientError::TooLarge { bytes: body.len(), max: limit::API_MESSAGE_MAX });
         }
         let envelope = Envelope::seal_bytes(Kind::Request, &self.inner.key, body);
-        let (reply, bytes) = self.exchange(verb, envelope, nonce, timeout).await?;
+        let (reply, bytes) = self.exchange(verb, envelope, nonce, patience).await?;
         match reply.outcome {
             ReplyOutcome::Ok(answer) => serde_json::from_str(answer.get())
                 .map(|answer| (answer, bytes))
@@ -228,7 +269,7 @@ impl Client {
         verb: &'static str,
         envelope: Envelope,
         nonce: Nonce,
-        timeout: Duration,
+        Patience { timeout, away }: Patience,
     ) -> Result<(Reply, Bytes), ClientError> {
         let inner = &self.inner;
         let deadline = Instant::now() + timeout;
@@ -246,6 +287,8 @@ impl Client {
             }
         };
         send().await?;
+        // How often it was sent, how often the broker said that nobody listens, and until when that is no error.
+        let (mut sent, mut unheard, mut back_by) = (1, 0, None);
         let mut assembly = Assembly::default();
         let mut doubt: Option<String> = None;
         loop {
@@ -258,11 +301,23 @@ impl Client {
                 // request has one effect however often it arrives.
                 Err(_) => {
                     send().await?;
+                    sent += 1;
                     continue;
                 }
             };
             if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
-                return Err(self.no_controller(String::new()));
+                unheard += 1;
+                let back_by = *back_by.get_or_insert(deadline.min(Instant::now() + away));
+                if Instant::now() + AWAY_PAUSE > back_by {
+                    // Said to nobody at all, or to one that has gone since.
+                    let detail = if unheard == sent { "" } else { " any more" };
+                    return Err(self.no_controller(detail.to_owned()));
+                }
+                self.notice.say("no controller answers: it may be starting, trying for some seconds");
+                tokio::time::sleep(AWAY_PAUSE).await;
+                send().await?;
+                sent += 1;
+                continue;
             }
             let Some((headers, body)) = assembly.push(message.headers, message.payload) else { continue };
             // A stranger's answer is passed over: the true one may still come.
@@ -316,6 +371,21 @@ impl Client {
 
     fn broker_gone(&self, cause: &str) -> ClientError {
         ClientError::Broker { url: self.inner.url.clone(), cause: cause.to_owned() }
+    }
+}
+
+/// How long a call waits: for its answer, and of that for a controller to be there at all.
+#[derive(Clone, Copy)]
+struct Patience {
+    timeout: Duration,
+    away: Duration,
+}
+
+impl Notice {
+    fn say(&self, words: &str) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            (self.tell)(words);
+        }
     }
 }
 

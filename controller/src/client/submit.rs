@@ -1,9 +1,10 @@
 //! Submitting: the order signed once, what it names sent first, and the same bytes again when no answer came.
 
-use sally_common::id::Digest;
+use sally_common::id::{Digest, JobId};
 use sally_common::key::SigningKey;
 use sally_common::limit;
 use sally_common::wire::api::{BlobStored, Call, Offline, Submit, Submitted};
+use sally_common::wire::command::Lane;
 use sally_common::wire::order::{Order, OrderSignature};
 use sally_common::wire::{self, Kind};
 
@@ -15,14 +16,36 @@ const TRIES: u32 = 3;
 const STALLS: u32 = 3;
 
 /// How a job is submitted.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone)]
 pub struct SubmitOptions {
     /// What to do with targets that are offline.
     pub offline: Offline,
+    /// Which of an agent's waiting runs goes first, 0 to [`limit::PRIORITY_MAX`].
+    pub priority: u8,
+    /// Replace waiting runs of earlier jobs with this key.
+    pub latest_only: Option<String>,
+    /// How dispatches travel.
+    pub lane: Lane,
+    /// The job that this one repeats.
+    pub retry_of: Option<JobId>,
     /// Watch the job from its first moment.
     pub watch: bool,
     /// Live output too.
     pub output: bool,
+}
+
+impl Default for SubmitOptions {
+    fn default() -> Self {
+        Self {
+            offline: Offline::default(),
+            priority: limit::PRIORITY_DEFAULT,
+            latest_only: None,
+            lane: Lane::Queue,
+            retry_of: None,
+            watch: false,
+            output: false,
+        }
+    }
 }
 
 /// Writes an order and signs it: its exact bytes as text, and the signature.
@@ -79,10 +102,10 @@ impl Client {
             order: text,
             signatures: vec![signature],
             offline: options.offline,
-            priority: sally_common::limit::PRIORITY_DEFAULT,
-            latest_only: None,
-            lane: sally_common::wire::command::Lane::Queue,
-            retry_of: None,
+            priority: options.priority,
+            latest_only: options.latest_only,
+            lane: options.lane,
+            retry_of: options.retry_of,
             watch: events.as_ref().map(|e| e.subject.clone()),
             watch_output: options.output,
         };

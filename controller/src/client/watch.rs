@@ -1,9 +1,11 @@
 //! Follows a job: live events while they come, and the ledger's own word for what was missed.
 //!
-//! Events are hints with holes: a controller or broker that restarts sends none. Every ten seconds a
-//! keeper renews the watch, compares how many runs have ended with what was seen, and fetches the rest.
+//! Events are hints with holes: a controller or broker that restarts sends none. A keeper renews the watch when
+//! nothing was heard for a while, after each reconnect, and every ten seconds at least; it compares how many runs have
+//! ended with what was seen, and fetches the rest.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,10 +23,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{CALL_TIMEOUT, Client, ClientError};
+use super::{AWAY, CALL_TIMEOUT, Client, ClientError, Patience};
 
-/// How often the watch is renewed.
+/// How often the watch is renewed although events come.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// After so long without an event the ledger is asked; the next time after twice as long, up to [`QUIET_LONGEST`].
+const QUIET: Duration = Duration::from_secs(1);
+/// The longest time without an event and without a question.
+const QUIET_LONGEST: Duration = Duration::from_secs(4);
 /// How soon after a failed renewal it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -63,6 +69,8 @@ pub enum Item {
 pub struct Watch {
     subscriber: Subscriber,
     sight: Sight,
+    /// Events so far.
+    heard: Arc<AtomicU64>,
     keys: Vec<PublicKey>,
     reports: mpsc::Receiver<Report>,
     poke: mpsc::Sender<()>,
@@ -131,7 +139,8 @@ impl Client {
     /// As [`Client::call`].
     pub async fn log(&self, run: &RunId, stream: &str, offset: u64) -> Result<(LogPart, Bytes), ClientError> {
         let call = Call::Log { run: run.clone(), stream: stream.to_owned(), offset };
-        self.call_bytes(call, None, CALL_TIMEOUT).await
+        let patience = Patience { timeout: CALL_TIMEOUT, away: AWAY };
+        self.call_bytes(call, None, patience).await
     }
 }
 
@@ -145,10 +154,12 @@ impl Watch {
         }
         let keys = client.inner.controllers.clone();
         let call = Call::Watch { job: job.id.clone(), inbox: events.subject, output };
-        let mut keeper = JoinSet::new();
-        keeper.spawn(keep(client, call, sight.seen.clone(), pokes, sender));
+        let heard = Arc::new(AtomicU64::new(0));
+        let keeper = Keeper { client, call, seen: sight.seen.clone(), heard: heard.clone() };
+        let mut keeping = JoinSet::new();
+        keeping.spawn(keeper.keep(pokes, sender));
         let subscriber = events.subscriber;
-        Self { subscriber, sight, keys, reports, poke, in_trouble: false, _keeper: keeper }
+        Self { subscriber, sight, heard, keys, reports, poke, in_trouble: false, _keeper: keeping }
     }
 
     /// Waits for what happens next. After [`Item::Ended`] only corrections come. May be dropped while it
@@ -161,6 +172,7 @@ impl Watch {
             tokio::select! {
                 Some(message) = self.subscriber.next() => {
                     if let Ok((event, bytes)) = read(&message, &self.keys) {
+                        self.heard.fetch_add(1, Ordering::Relaxed);
                         self.sight.take(event, bytes);
                         if self.sight.held.is_some() {
                             let _ = self.poke.try_send(());
@@ -208,19 +220,29 @@ impl Sight {
             return;
         }
         match event.change {
-            Change::Run { run, whole } if run.run.job() == &self.job => self.see(run, whole),
+            Change::Run { run, whole, ended } if run.run.job() == &self.job => {
+                self.see(run, whole);
+                if let Some(job) = ended {
+                    self.end(job);
+                }
+            }
             Change::Output { run, agent, stream, offset } if run.job() == &self.job => {
                 self.ready.push_back(Item::Output { run, agent, stream, offset, bytes });
             }
-            Change::Ended { job } if job.id == self.job => {
-                let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
-                if missing {
-                    self.held = Some(job);
-                } else {
-                    self.ready.push_back(Item::Ended(job));
-                }
-            }
-            Change::Run { .. } | Change::Output { .. } | Change::Ended { .. } => {}
+            Change::Ended { job } => self.end(job),
+            Change::Run { .. } | Change::Output { .. } => {}
+        }
+    }
+
+    fn end(&mut self, job: Box<JobRecord>) {
+        if job.id != self.job {
+            return;
+        }
+        let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
+        if missing {
+            self.held = Some(job);
+        } else {
+            self.ready.push_back(Item::Ended(job));
         }
     }
 
@@ -271,40 +293,57 @@ fn read(message: &Message, keys: &[PublicKey]) -> Result<(Event, Bytes), Refusal
 }
 
 /// Renews the watch and fetches what was missed, until the watch is dropped.
-async fn keep(
+struct Keeper {
     client: Client,
     call: Call,
     seen: Seen,
-    mut pokes: mpsc::Receiver<()>,
-    reports: mpsc::Sender<Report>,
-) {
-    let mut due = Instant::now() + KEEP_ALIVE;
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep_until(due) => {}
-            poke = pokes.recv() => if poke.is_none() { return },
-        }
-        let report = renew(&client, &call, &seen).await;
-        due = Instant::now() + if matches!(report, Report::Fine { .. }) { KEEP_ALIVE } else { RETRY };
-        if reports.send(report).await.is_err() {
-            return;
-        }
-    }
+    heard: Arc<AtomicU64>,
 }
 
-async fn renew(client: &Client, call: &Call, seen: &Seen) -> Report {
-    let job: JobRecord = match client.call(call.clone()).await {
-        Ok(job) => job,
-        Err(error) => return Report::Trouble(error.to_string()),
-    };
-    let missing = seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
-    if !missing {
-        return Report::Fine { job: Box::new(job), runs: Vec::new() };
+impl Keeper {
+    async fn keep(self, mut pokes: mpsc::Receiver<()>, reports: mpsc::Sender<Report>) {
+        let mut holes = self.client.inner.holes.subscribe();
+        let (mut pause, mut heard, mut renewed) = (QUIET, 0, Instant::now());
+        let mut due = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {
+                    let now_heard = self.heard.load(Ordering::Relaxed);
+                    let is_quiet = std::mem::replace(&mut heard, now_heard) == now_heard;
+                    if !is_quiet && renewed.elapsed() < KEEP_ALIVE {
+                        pause = QUIET;
+                        due = Instant::now() + pause;
+                        continue;
+                    }
+                }
+                poke = pokes.recv() => if poke.is_none() { return },
+                Ok(()) = holes.changed() => {}
+            }
+            let report = self.renew().await;
+            renewed = Instant::now();
+            pause =
+                if matches!(report, Report::Fine { .. }) { (pause * 2).min(QUIET_LONGEST) } else { RETRY };
+            due = renewed + pause;
+            if reports.send(report).await.is_err() {
+                return;
+            }
+        }
     }
-    let ends: Vec<RunState> = RunState::ALL.into_iter().filter(|s| s.is_end()).collect();
-    match client.runs(&job.id, &ends, false).await {
-        Ok(runs) => Report::Fine { job: Box::new(job), runs },
-        Err(error) => Report::Trouble(error.to_string()),
+
+    async fn renew(&self) -> Report {
+        let job: JobRecord = match self.client.call_once(self.call.clone()).await {
+            Ok(job) => job,
+            Err(error) => return Report::Trouble(error.to_string()),
+        };
+        let missing = self.seen.lock().map(|seen| is_missing(&job.counts, &seen)).unwrap_or(true);
+        if !missing {
+            return Report::Fine { job: Box::new(job), runs: Vec::new() };
+        }
+        let ends: Vec<RunState> = RunState::ALL.into_iter().filter(|s| s.is_end()).collect();
+        match self.client.runs(&job.id, &ends, false).await {
+            Ok(runs) => Report::Fine { job: Box::new(job), runs },
+            Err(error) => Report::Trouble(error.to_string()),
+        }
     }
 }
 
@@ -327,6 +366,37 @@ mod tests {
         ] {
             assert_eq!(is_news(old, new), expected, "{old:?} {new:?}");
         }
+    }
+
+    #[test]
+    fn the_last_run_ends_its_job() {
+        let id = JobId::generate(1);
+        let run = |n: u32| -> Box<RunRecord> {
+            let record = serde_json::json!({
+                "run": id.run(n), "agent": "web-1", "zone": "dmz", "state": "succeeded", "final": true,
+                "attempt": 1, "artifacts": [], "stdout": "", "stderr": "", "stdout_encoding": "utf-8",
+                "stderr_encoding": "utf-8", "stdout_truncated_bytes": 0, "stderr_truncated_bytes": 0,
+                "queued_at": "2026-11-21T07:00:00.000Z",
+            });
+            serde_json::from_str(&record.to_string()).expect("a record")
+        };
+        let ended = |of: &JobId| -> Box<JobRecord> {
+            let job = serde_json::json!({
+                "id": of, "state": "succeeded", "created_at": "2026-11-21T07:00:00.000Z", "by": "ann",
+                "request_id": "r", "retry_of": null, "title": "", "counts": {"succeeded": 2},
+            });
+            serde_json::from_value(job).expect("a job")
+        };
+        let mut sight = Sight { job: id.clone(), seen: Seen::default(), held: None, ready: VecDeque::new() };
+        let mut take = |n, ended| {
+            let change = Change::Run { run: run(n), whole: true, ended };
+            sight.take(Event { v: 1, job: id.clone(), change }, Bytes::new());
+            let told: Vec<_> = sight.ready.drain(..).map(|item| matches!(item, Item::Ended(_))).collect();
+            (told, sight.held.is_some())
+        };
+        assert_eq!(take(0, Some(ended(&JobId::generate(2)))), (vec![false], false), "another job's end");
+        assert_eq!(take(0, Some(ended(&id))), (vec![], true), "the other run was not seen");
+        assert_eq!(take(1, Some(ended(&id))), (vec![false, true], true));
     }
 
     #[test]

@@ -154,10 +154,12 @@ impl Ledger {
 
     async fn of_agent(&self, zone: &Zone, agent: &Agent, which: &str, limit: u32) -> Result<Vec<Run>> {
         let mut args = Args::default();
-        args.add(zone.as_str()).add(agent.as_str()).add(i64::from(limit.min(PAGE_MAX)));
+        args.add(zone.as_str()).add(agent.as_str());
+        // A bound limit would have the statement planned anew each time; the callers know few numbers.
         let sql = format!(
             "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE zone = ? AND agent = ? AND NOT final AND {which} \
-             ORDER BY job, idx LIMIT ?"
+             ORDER BY job, idx LIMIT {}",
+            limit.min(PAGE_MAX)
         );
         self.all(sql, args, row::run).await
     }

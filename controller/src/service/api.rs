@@ -297,7 +297,7 @@ async fn cancel(service: &Service, id: &str, hard: bool) -> Result<Cancelled, Ap
     service.send_cancels(&cancellation.tell).await;
     for run in &cancellation.cancelled {
         let record = records::run_head(run, cancellation.job.created_ms);
-        service.tell_run(&cancellation.job.id, record, true).await;
+        service.tell_run(&cancellation.job.id, record, true, None).await;
     }
     let record: JobRecord = records::job(&cancellation.job);
     if cancellation.job_ended {

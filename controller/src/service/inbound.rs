@@ -207,10 +207,8 @@ pub async fn receipt(service: &Service, to: To, run: sally_common::id::RunId, at
 pub async fn tell(service: &Service, change: &Change, message: Option<&ResultMessage>) {
     let mut record = records::run_head(&change.run, change.job.created_ms);
     let whole = message.is_none_or(|m| records::add_report(&mut record, m));
-    service.tell_run(&change.job.id, record, whole).await;
-    if change.job_ended {
-        service.tell_ended(records::job(&change.job)).await;
-    }
+    let ended = change.job_ended.then(|| records::job(&change.job));
+    service.tell_run(&change.job.id, record, whole, ended).await;
 }
 
 async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {

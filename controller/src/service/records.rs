@@ -163,11 +163,29 @@ impl Service {
                 return;
             }
         };
-        let shown = (edges.first.len() + edges.last.len()) as u64;
+        let (mut bytes, mut last) = (edges.first, edges.last);
+        if ((bytes.len() + last.len()) as u64) < edges.status.stored {
+            cut_at_characters(&mut bytes, &mut last);
+        }
+        let shown = (bytes.len() + last.len()) as u64;
         let missing = edges.status.stored.saturating_sub(shown) + end.map_or(0, |e| e.dropped);
-        let mut bytes = edges.first;
-        bytes.extend(edges.last);
+        bytes.extend(last);
         set_stream(record, stream, bytes, missing);
+    }
+}
+
+/// Moves the edges of a hole to the edges of characters: half a character would turn a whole text into base64. Bytes that
+/// are no UTF-8 anyway stay as they are.
+fn cut_at_characters(before: &mut Vec<u8>, after: &mut Vec<u8>) {
+    if let Err(error) = std::str::from_utf8(before)
+        && error.error_len().is_none()
+    {
+        before.truncate(error.valid_up_to());
+    }
+    // The rest of a character is one to three bytes that continue it.
+    let rest = after.iter().take_while(|b| **b & 0b1100_0000 == 0b1000_0000).count();
+    if rest <= 3 {
+        after.drain(..rest);
     }
 }
 
@@ -177,5 +195,28 @@ fn set_stream(record: &mut RunRecord, stream: Stream, bytes: Vec<u8>, missing: u
         (record.stdout, record.stdout_encoding, record.stdout_truncated_bytes) = (text, encoding, missing);
     } else {
         (record.stderr, record.stderr_encoding, record.stderr_truncated_bytes) = (text, encoding, missing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(before: &[u8], after: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let (mut before, mut after) = (before.to_vec(), after.to_vec());
+        cut_at_characters(&mut before, &mut after);
+        (before, after)
+    }
+
+    #[test]
+    fn a_hole_ends_at_characters() {
+        let text = "a中b文".as_bytes();
+        for at in 0..=text.len() {
+            let (before, after) = cut(&text[..at], &text[at..]);
+            assert!(std::str::from_utf8(&before).is_ok() && std::str::from_utf8(&after).is_ok(), "{at}");
+            assert!(at - before.len() < 3 && text.len() - at - after.len() < 3, "{at}: too much is gone");
+        }
+        let binary = (&b"\xff\xfea"[..], &b"\x80\x80\x80\x80"[..]);
+        assert_eq!(cut(binary.0, binary.1), (binary.0.to_vec(), binary.1.to_vec()), "no text, nothing cut");
     }
 }

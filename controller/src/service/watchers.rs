@@ -62,9 +62,9 @@ impl Watchers {
 }
 
 impl Service {
-    /// Tells the watchers that a run has changed.
-    pub async fn tell_run(&self, job: &JobId, record: RunRecord, whole: bool) {
-        self.tell(job, || Change::Run { run: Box::new(record), whole }).await;
+    /// Tells the watchers that a run has changed, and in the same message that its job has ended with it.
+    pub async fn tell_run(&self, job: &JobId, record: RunRecord, whole: bool, ended: Option<JobRecord>) {
+        self.tell(job, || Change::Run { run: Box::new(record), whole, ended: ended.map(Box::new) }).await;
     }
 
     /// Tells the watchers that a job has ended.

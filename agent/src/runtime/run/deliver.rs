@@ -46,6 +46,7 @@ impl Run {
         sally_common::fail::point("agent.spool.before");
         let message = wire::read::<ResultMessage>(&body).ok();
         let streams = message.as_ref().map_or_else(Vec::new, |m| self.streams_of(m, open));
+        self.make_lasting(&streams).await;
         let mut owed = Owed::new(body, message.as_ref(), streams);
         let spool = self.spool(&owed.body);
         if owed.streams.is_empty() {
@@ -66,6 +67,24 @@ impl Run {
                 tracing::error!(run = %note.run, %error, "cannot spool a result; its run folder keeps it");
                 false
             }
+        }
+    }
+
+    /// What a result announces without carrying must outlast a power cut as the result does.
+    async fn make_lasting(&self, streams: &[Outgoing]) {
+        let files: Result<Vec<_>, _> = streams.iter().map(Outgoing::handle).collect();
+        if streams.is_empty() {
+            return;
+        }
+        let dir = self.dir();
+        let sync = move || {
+            files?.iter().try_for_each(std::fs::File::sync_all)?;
+            std::fs::File::open(dir)?.sync_all()
+        };
+        let synced = tokio::task::spawn_blocking(sync).await.unwrap_or_else(|e| Err(e.into()));
+        if let Err(error) = synced {
+            tracing::error!(run = %self.note.run, %error, "cannot sync its output: a power cut may lose it");
+            self.shared.count_loss("output-unsynced");
         }
     }
 

@@ -68,6 +68,13 @@ pub fn read_note(dir: &Path) -> Option<Note> {
     serde_json::from_slice(&std::fs::read(dir.join(NOTE_FILE)).ok()?).ok()
 }
 
+/// Writes a file that is not there or is empty. Without cutting it off first: ext4 takes a file that was cut off and
+/// written for one that is being replaced, and hands it to the disk when it is closed, which a run would wait for.
+pub fn write_fresh(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?.write_all(bytes)
+}
+
 /// Removes a run folder that is settled. What cannot be removed is told and tried again at the next start.
 pub fn remove_dir(dir: &Path) {
     match std::fs::remove_dir_all(dir) {

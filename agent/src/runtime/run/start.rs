@@ -13,7 +13,7 @@ use sally_common::wire::report::News;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::files::{NOTE_FILE, RELEASED, remove_dir};
+use super::files::{NOTE_FILE, RELEASED, remove_dir, write_fresh};
 use super::follow::Live;
 use super::secrets::{self, Opened, Sealed};
 use super::{Admitted, Milestone, Run, Word};
@@ -148,7 +148,7 @@ impl Run {
         // agent before the start prevents it.
         self.bidden()?;
         // Whoever finds the folder without this knows that the word was never said.
-        std::fs::write(dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         sally_common::fail::point("agent.go.before");
         // A keeper that died here shows in its events.
         go.release();
@@ -176,7 +176,7 @@ impl Run {
             None => RunFolder::create(dir, inputs)?,
         };
         let note = serde_json::to_vec(&self.note)?;
-        std::fs::write(dir.join(NOTE_FILE), note)?;
+        write_fresh(&dir.join(NOTE_FILE), &note)?;
         Ok((folder, handover))
     }
 
@@ -217,7 +217,7 @@ impl Run {
         .map_err(|e| Stop::Refused(Refusal::Policy, e.to_string()))?;
         let mut require = Vec::new();
         for name in &task.require_layers {
-            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name);
+            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name.replace('-', "_"));
             let unknown =
                 || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
             require.push(layer.ok_or_else(unknown)?);
@@ -234,7 +234,7 @@ impl Run {
             timeout_ms: task.timeout_ms,
             grace_ms: task.grace_ms,
             exit_grace_ms: EXIT_GRACE_MS,
-            limits: sandbox::Limits { result_bytes: stream_bytes, ..sandbox::Limits::default() },
+            limits: sandbox::Limits { result_bytes: stream_bytes, ..config.limits },
             require,
         })
     }

@@ -1,0 +1,19 @@
+//! Faults against promises: each row of `docs/guarantees.md` is a test here, and a random walk goes over them all.
+//!
+//! - [`world`]: one `up` with scripts whose effects a listener of the test counts; [`judge`] compares them with what
+//!   callers are told and with the ledger; [`points`] are the named places where programs die.
+//! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order.
+//! - [`link`]: a bad connection; [`replay`]: a broker that says everything again; [`disk`]: file systems of a test's own.
+//! - [`table`]: the document.
+//!
+//! A new row is one entry of the list in [`rows`]: its name, its words for the table, and a function over a [`world::World`].
+
+mod disk;
+mod judge;
+mod link;
+mod points;
+mod replay;
+mod rows;
+mod table;
+mod walk;
+mod world;
