@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::demo::{block, commands};
 use crate::harness::{Up, eventually, programs, run};
 use crate::outside::Own;
 
@@ -302,4 +303,44 @@ fn the_direct_lane_is_refused_for_agents_that_are_not_connected() {
     assert_eq!((&run["final"], &run["started_at"]), (&json!(true), &Value::Null), "{run}");
     // It waits for nobody: there is nothing to be run when the agent comes.
     assert_eq!(up.sally(&["agent", "waiting", "edge-1", "-o", "name"]).expect(0).text(), "");
+}
+
+#[test]
+fn a_backup_of_a_running_controller_is_restored_into_another_folder() {
+    let up = Up::start(1);
+    let id = detached(&up, &["-a", "local-1", "--", "true"]);
+    up.sally(&["job", "wait", &id, "--wait", "60s"]).expect(0);
+    let (file, dir) = (up.scratch().join("saved"), up.dir());
+    let (file, dir) = (file.to_str().unwrap(), dir.to_str().unwrap());
+    up.sally(&["backup", file, "--dir", dir]).expect(0);
+    let refused = up.sally(&["restore", file, "--dir", dir, "--force"]).expect(2);
+    assert!(refused.stderr.contains("stop it first"), "{}", refused.stderr);
+
+    let scratch = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
+    let other = scratch.path().join("up");
+    up.sally(&["restore", file, "--dir", other.to_str().unwrap()]).expect(0);
+    drop(up);
+    let again = Up::start_in(scratch, 1, &[]);
+    assert_eq!(again.json(&["job", "show", &id], 0)["job"]["state"], "succeeded");
+}
+
+/// The commands of both READMEs about agents that are away and runs that fail.
+#[test]
+fn the_session_of_the_readmes_works_as_it_stands_there() {
+    let up = Up::start(3);
+    let path = std::env::var("PATH").unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=10", "45", "bash", "-euo", "pipefail", "-c"]);
+    command.arg(commands(&block("README.md", "delivery")).join("\n")).current_dir(up.scratch());
+    command.env("PATH", format!("{}:{path}", programs().display()));
+    command.env("SALLY_CONTEXT", up.dir().join("context.toml"));
+    let said = run(&mut command).expect(0);
+    let text = said.text();
+    let codes: Vec<&str> = text.lines().filter(|l| l.starts_with("exit code ")).collect();
+    assert_eq!(codes, ["exit code 9", "exit code 3", "exit code 3"], "{text}\n{}", said.stderr);
+    for part in ["attempt 2\n", "***", "ANSWERED IN"] {
+        assert!(text.contains(part), "{part} is not in: {text}\n{}", said.stderr);
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+    assert!(!text.contains("no answer"), "{text}");
 }

@@ -51,7 +51,10 @@ fn an_idempotent_task_is_tried_again_and_no_other() {
     let mut args = vec!["exec", "-a", "local-1", "--idempotent", "--retries", "4", "--backoff", "100ms"];
     args.extend(failing);
     let run = up.json(&args, 0)["runs"][0].clone();
-    assert_eq!((&run["state"], &run["attempt"], &run["stdout"]), (&"succeeded".into(), &3.into(), &"3\n".into()));
+    assert_eq!(
+        (&run["state"], &run["attempt"], &run["stdout"]),
+        (&"succeeded".into(), &3.into(), &"3\n".into())
+    );
 
     let mut args = vec!["exec", "-a", "local-1", "--idempotent", "--retries", "1", "--backoff", "100ms"];
     args.extend(failing);
@@ -67,7 +70,10 @@ fn an_idempotent_task_is_tried_again_and_no_other() {
 #[test]
 fn a_run_that_waits_for_its_next_attempt_can_be_cancelled() {
     let up = Up::start(1);
-    let id = detached(&up, &["--idempotent", "--retries", "5", "--backoff", "10m", "--backoff-max", "10m", "--", "false"]);
+    let id = detached(
+        &up,
+        &["--idempotent", "--retries", "5", "--backoff", "10m", "--backoff-max", "10m", "--", "false"],
+    );
     let waits = eventually("it waits for its next attempt", || {
         let run = run_of(&up, &id);
         run["retry_at"].is_string().then_some(run)
@@ -90,13 +96,22 @@ fn a_returning_agent_takes_everything_once_and_in_order() {
         (last["final"] == true).then(|| ids.iter().map(|id| run_of(&up, id)).collect())
     });
     for run in &runs {
-        assert_eq!((&run["state"], &run["attempt"], &run["final"]), (&"succeeded".into(), &1.into(), &true.into()));
+        assert_eq!(
+            (&run["state"], &run["attempt"], &run["final"]),
+            (&"succeeded".into(), &1.into(), &true.into())
+        );
     }
     let started = |run: &Value| run["started_at"].as_str().unwrap().to_owned();
     let times: Vec<String> = runs.iter().map(started).collect();
     // Four slots start side by side: a run may overtake its three neighbours and no other.
     for n in 0..times.len() - 4 {
-        assert!(times[n] <= times[n + 4], "run {n} started at {}, run {} at {}", times[n], n + 4, times[n + 4]);
+        assert!(
+            times[n] <= times[n + 4],
+            "run {n} started at {}, run {} at {}",
+            times[n],
+            n + 4,
+            times[n + 4]
+        );
     }
     let urgent = started(&run_of(&up, &urgent));
     assert!(urgent <= times[4], "the urgent one at {urgent}, the fifth of the others at {}", times[4]);
@@ -119,7 +134,8 @@ fn the_latest_takes_the_place_of_what_waits() {
 #[test]
 fn the_direct_lane_waits_for_nobody() {
     let up = Up::start(1);
-    let run = up.json(&["exec", "-a", "local-1", "--lane", "direct", "--", "echo", "hello"], 0)["runs"][0].clone();
+    let run =
+        up.json(&["exec", "-a", "local-1", "--lane", "direct", "--", "echo", "hello"], 0)["runs"][0].clone();
     assert_eq!((&run["state"], &run["stdout"]), (&"succeeded".into(), &"hello\n".into()));
     let away = Away::freeze(&up, "local-1");
     let run = up.json(&["exec", "-a", "local-1", "--lane", "direct", "--", "true"], 6)["runs"][0].clone();

@@ -12,6 +12,7 @@
 
 mod agent;
 mod args;
+mod backup;
 mod context;
 mod duration;
 pub mod error;
@@ -80,6 +81,10 @@ pub enum Command {
     /// Look at agents
     #[command(subcommand)]
     Agent(agent::AgentCommand),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Backup(backup::BackupArgs),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Restore(backup::RestoreArgs),
     /// Choose which controller commands speak to
     #[command(subcommand)]
     Context(context::ContextCommand),
@@ -166,6 +171,8 @@ pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliErr
         Command::Exec(args) => run::exec(&session, args).await,
         Command::Job(command) => job::job(&session, command).await,
         Command::Agent(command) => agent::agent(&session, command).await,
+        Command::Backup(args) => backup::backup(&args).await,
+        Command::Restore(args) => backup::restore(&args),
         Command::Context(command) => context::context(&session, command),
         Command::Completion { shell } => {
             let mut script = Vec::new();
