@@ -4,7 +4,7 @@
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
 //! `live` for output as it comes and `finish` for the end; `job` with `retry`, `agent` with `upkeep`, and
-//! `context` are the other nouns. Then what they print
+//! `context` are the other nouns; `backup` has two verbs of its own. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
