@@ -4,6 +4,7 @@
 //! nothing else; [`store`] keeps files; [`broker`] runs a nats-server of our own; [`supervise`] keeps child
 //! programs running.
 
+pub mod backup;
 pub mod broker;
 pub mod cli;
 pub mod client;

@@ -20,5 +20,11 @@ pub enum ServeError {
 /// Serves until `stop` is set.
 pub async fn run(config: &Path, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
     let settings = settings::load(config)?;
+    // A backup of the data folder finds keys and settings by this list.
+    let list = settings.data_dir.join(crate::backup::FILES);
+    let files = serde_json::to_vec_pretty(&settings.files).unwrap_or_default();
+    if let Err(error) = std::fs::write(&list, files) {
+        tracing::warn!(path = %list.display(), %error, "cannot write the list of settings files");
+    }
     Ok(service::run(settings, stop).await?)
 }

@@ -2,8 +2,9 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use sally_common::id::{Incarnation, JobId, RunId};
+use sally_common::id::{Incarnation, JobId, RequestId, RunId};
 use sally_common::name::{Agent, Zone};
+use sally_common::wire::command::RunAttempt;
 
 use super::error::LedgerError;
 use super::types::*;
@@ -15,13 +16,72 @@ pub(super) enum Command {
     Started(StartMark),
     Progress(ProgressMark),
     Settle(Box<Settlement>),
-    Cancel { job: JobId, at_ms: i64, hard: bool },
-    Expire { now_ms: i64, limit: usize },
-    Lost { zone: Zone, agent: Agent, incarnation: Incarnation, at_ms: i64, limit: usize },
-    Unknown { runs: Vec<RunId>, at_ms: i64, reason: String, message: String },
+    Cancel {
+        job: JobId,
+        at_ms: i64,
+        hard: bool,
+    },
+    CancelRequest {
+        request: RequestId,
+        at_ms: i64,
+        hard: bool,
+    },
+    ForgetRequests {
+        before_ms: i64,
+    },
+    Purge {
+        zone: Zone,
+        agent: Agent,
+        at_ms: i64,
+        reason: String,
+        message: String,
+        limit: usize,
+    },
+    Release {
+        now_ms: i64,
+        limit: usize,
+    },
+    Reject {
+        run: RunId,
+        attempt: u32,
+        reason: String,
+        message: String,
+        at_ms: i64,
+    },
+    Recover(Vec<Recovered>),
+    Drain {
+        agents: Vec<(Zone, Agent)>,
+        since_ms: Option<i64>,
+    },
+    Expire {
+        now_ms: i64,
+        limit: usize,
+    },
+    Lost {
+        zone: Zone,
+        agent: Agent,
+        incarnation: Incarnation,
+        held: Vec<RunAttempt>,
+        at_ms: i64,
+        jitter: f64,
+        limit: usize,
+    },
+    Unknown {
+        runs: Vec<RunId>,
+        at_ms: i64,
+        reason: String,
+        message: String,
+        jitter: f64,
+    },
     Seen(Vec<AgentSeen>),
-    Forget { zone: Zone, name: Agent },
-    Prune { before_ms: i64, limit: u32 },
+    Forget {
+        zone: Zone,
+        name: Agent,
+    },
+    Prune {
+        before_ms: i64,
+        limit: u32,
+    },
 }
 
 impl Command {
@@ -33,6 +93,8 @@ impl Command {
             Command::Progress(mark) => vec![&mark.run],
             Command::Settle(settlement) => vec![&settlement.run],
             Command::Unknown { runs, .. } => runs.iter().collect(),
+            Command::Reject { run, .. } => vec![run],
+            Command::Recover(all) => all.iter().map(|r| &r.run).collect(),
             _ => Vec::new(),
         }
     }
@@ -40,7 +102,18 @@ impl Command {
     /// Whether it must see what earlier commands of a batch wrote to rows that only a query finds, or
     /// removes rows: such a command has a batch of its own.
     pub(super) fn is_alone(&self) -> bool {
-        matches!(self, Command::Expire { .. } | Command::Lost { .. } | Command::Prune { .. })
+        match self {
+            Command::Submit(new) => new.latest_only.is_some(),
+            Command::Expire { .. }
+            | Command::Lost { .. }
+            | Command::Prune { .. }
+            | Command::CancelRequest { .. }
+            | Command::ForgetRequests { .. }
+            | Command::Purge { .. }
+            | Command::Release { .. }
+            | Command::Recover(_) => true,
+            _ => false,
+        }
     }
 
     /// Roughly how many bytes it holds.
@@ -62,6 +135,8 @@ pub(super) enum Answer {
     Noted(Noted),
     Settled(Settled),
     Cancelled(Option<Box<Cancellation>>),
+    Stopped(Stopped),
+    Change(Option<Box<Change>>),
     Changes(Changes),
     Seen(Vec<Seen>),
     Count(u64),

@@ -9,6 +9,7 @@ use sally_common::id::{JobId, RunId};
 
 use super::command::Command;
 use super::row::{self, AGENT, Args, JOB, RUN_COLUMNS};
+use super::types::NewJob;
 use super::work::{Row, Work};
 
 /// The statements of one trip; the first column of each row says what it is.
@@ -61,10 +62,17 @@ fn plan(commands: &[&Command], work: &Work<'_>, trusting: bool) -> Trip {
             runs.insert(run);
         }
         match command {
-            Command::Submit(_) if trusting => {}
             Command::Submit(new) => {
+                replaceable(&mut trip, new);
+                if trusting {
+                    continue;
+                }
                 jobs.insert(&new.id);
                 requests.push(new.request_id.as_str());
+            }
+            Command::CancelRequest { request, .. } => {
+                requests.push(request.as_str());
+                searched(&mut trip, command);
             }
             Command::Cancel { job, .. } => {
                 jobs.insert(job);
@@ -100,6 +108,19 @@ fn plan(commands: &[&Command], work: &Work<'_>, trusting: bool) -> Trip {
     trip
 }
 
+/// Runs that a new job takes the place of: they wait for one of its targets, with the same key.
+fn replaceable(trip: &mut Trip, new: &NewJob) {
+    let Some(key) = &new.latest_only else { return };
+    let targets: Vec<(&str, &str)> =
+        new.targets.iter().map(|t| (t.zone.as_str(), t.agent.as_str())).collect();
+    let targets = json(&targets);
+    let which = "runs WHERE NOT final AND state IN ('pending', 'dispatched') \
+                 AND job IN (SELECT id FROM jobs WHERE latest_only = ? AND ended_ms IS NULL) \
+                 AND (zone, agent) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))";
+    trip.jobs(&format!("id IN (SELECT job FROM {which})")).add(key.as_str()).add(targets.as_str());
+    trip.runs(which).add(key.as_str()).add(targets.as_str());
+}
+
 /// Commands whose rows a query finds: first the jobs of those runs, then the runs.
 fn searched(trip: &mut Trip, command: &Command) {
     let limited = |limit: &usize| i64::try_from(*limit).unwrap_or(i64::MAX);
@@ -120,6 +141,32 @@ fn searched(trip: &mut Trip, command: &Command) {
             };
             add(trip.jobs(&format!("id IN (SELECT job FROM (SELECT job FROM {lost}))")));
             add(trip.runs(lost));
+        }
+        Command::CancelRequest { request, .. } => {
+            let id = "(SELECT id FROM jobs WHERE request_id = ?)";
+            trip.runs(&format!("runs WHERE NOT final AND job = {id}")).add(request.as_str());
+        }
+        Command::Purge { zone, agent, limit, .. } => {
+            let which = "runs WHERE zone = ? AND agent = ? AND NOT final \
+                         AND state IN ('pending', 'dispatched') AND cancel_requested_ms IS NULL \
+                         ORDER BY job, idx LIMIT ?";
+            let add = |args: &mut Args| {
+                args.add(zone.as_str()).add(agent.as_str()).add(limited(limit));
+            };
+            add(trip.jobs(&format!("id IN (SELECT job FROM (SELECT job FROM {which}))")));
+            add(trip.runs(which));
+        }
+        Command::Release { now_ms, limit } => {
+            let due = "runs WHERE retry_at_ms <= ? ORDER BY retry_at_ms LIMIT ?";
+            trip.jobs(&format!("id IN (SELECT job FROM (SELECT job FROM {due}))"))
+                .add(*now_ms)
+                .add(limited(limit));
+            trip.runs(due).add(*now_ms).add(limited(limit));
+        }
+        Command::Recover(_) => {
+            trip.sql.push_str(
+                "SELECT 'recovered', count(*) FROM jobs WHERE request_id >= 'recovered-' AND request_id < 'recovered.';\n",
+            );
         }
         Command::Prune { before_ms, limit } => {
             trip.sql.push_str(
@@ -147,6 +194,7 @@ fn take(work: &mut Work<'_>, row: &SqliteRow) -> Result<(), sqlx::Error> {
             let agent = row::agent(row)?;
             work.agents.insert((agent.zone.clone(), agent.name.clone()), Row::loaded(agent));
         }
+        "recovered" => work.recovered_before = row::number(row, 1)?,
         _ => work.pruned.push(row::parse(row, 1)?),
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The ledger: the controller's durable record of jobs and runs. It speaks to its database and nothing else.
 //!
 //! In reading order: `types` is what goes in and out; [`rank`] which of two outcomes is believed; `work` decides
-//! commands on rows, without a database; `command` and `writer` bring commands to the one task that
+//! commands on rows, without a database, with `attempts` (from one attempt to the next) and `stop` (ends what waits); `command` and `writer` bring commands to the one task that
 //! writes, many in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `recent` spares
 //! loading; `read` answers
 //! questions; `open` opens the file; `error` says what went wrong and what to do.
@@ -9,6 +9,7 @@
 //! A change is on the disk before its method returns.
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod command;
 mod error;
 mod load;
@@ -18,6 +19,7 @@ mod read;
 mod recent;
 mod row;
 mod save;
+mod stop;
 mod types;
 mod work;
 mod writer;
@@ -32,9 +34,10 @@ use sqlx::sqlite::SqlitePool;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use sally_common::id::{Incarnation, JobId, RunId};
+use sally_common::id::{Incarnation, JobId, Nonce, RequestId, RunId};
 use sally_common::limit::TARGETS_MAX;
 use sally_common::name::{Agent, Zone};
+use sally_common::wire::command::RunAttempt;
 
 use command::{Answer, Command, Request};
 pub use error::LedgerError;
@@ -77,7 +80,7 @@ impl Ledger {
         let path = path.as_ref().to_path_buf();
         let opened = open::open(&path).await?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let writer = writer::Writer::new(path.clone(), opened.writer, opened.lock);
+        let writer = writer::Writer::new(path.clone(), opened.writer, opened.lock, opened.cancelled);
         let writer = tokio::spawn(writer::run(writer, receiver));
         let inner = Inner {
             path,
@@ -196,17 +199,98 @@ impl Ledger {
         self.changes(Command::Expire { now_ms, limit: SLICE }).await
     }
 
-    /// Settles as `unknown`, not final, what was dispatched to other incarnations of an agent than this one: its
-    /// journal is lost or was replaced. At most 1,000 runs at once; `more` says to ask again.
+    /// Settles as `unknown`, not final, what was dispatched to other incarnations of an agent than this one, except
+    /// for what this one says it `held`: its journal is lost or was replaced. At most 1,000 runs at once; `more`
+    /// says to ask again.
     pub async fn lost_journal(
         &self,
         zone: &Zone,
         agent: &Agent,
         incarnation: Incarnation,
+        held: &[RunAttempt],
         at_ms: i64,
     ) -> Result<Changes, LedgerError> {
+        let (zone, agent, held) = (zone.clone(), agent.clone(), held.to_vec());
+        let jitter = jitter();
+        self.changes(Command::Lost { zone, agent, incarnation, held, at_ms, jitter, limit: SLICE }).await
+    }
+
+    /// Records that whatever was or will be submitted with a request id is to be cancelled. `None`: there is no such job
+    /// yet; its submission will make it with all runs cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Too many request ids wait for their submissions.
+    pub async fn cancel_request(
+        &self,
+        request: &RequestId,
+        at_ms: i64,
+        hard: bool,
+    ) -> Result<Option<Cancellation>, LedgerError> {
+        match self.ask(Command::CancelRequest { request: request.clone(), at_ms, hard }).await? {
+            Answer::Cancelled(cancellation) => Ok(cancellation.map(|boxed| *boxed)),
+            _ => Err(LedgerError::Closed),
+        }
+    }
+
+    /// Forgets request ids that were cancelled before this time and never submitted.
+    pub async fn forget_requests(&self, before_ms: i64) -> Result<(), LedgerError> {
+        self.ask(Command::ForgetRequests { before_ms }).await.map(|_| ())
+    }
+
+    /// Cancels what waits for an agent and has not started: here and now what it was not sent. At most
+    /// 1,000 runs at once; `more` says to ask again.
+    pub async fn purge(
+        &self,
+        zone: &Zone,
+        agent: &Agent,
+        at_ms: i64,
+        reason: &str,
+        message: &str,
+    ) -> Result<Stopped, LedgerError> {
         let (zone, agent) = (zone.clone(), agent.clone());
-        self.changes(Command::Lost { zone, agent, incarnation, at_ms, limit: SLICE }).await
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        match self.ask(Command::Purge { zone, agent, at_ms, reason, message, limit: SLICE }).await? {
+            Answer::Stopped(stopped) => Ok(stopped),
+            _ => Err(LedgerError::Closed),
+        }
+    }
+
+    /// Lets runs whose pause between two attempts is over wait for their agents like any other, and names
+    /// them; at most 1,000 at once.
+    pub async fn release(&self, now_ms: i64) -> Result<Vec<Change>, LedgerError> {
+        Ok(self.changes(Command::Release { now_ms, limit: SLICE }).await?.changes)
+    }
+
+    /// Ends a dispatched attempt, of which nothing was heard, as rejected: it certainly reached nobody.
+    pub async fn reject(
+        &self,
+        run: &RunId,
+        attempt: u32,
+        reason: &str,
+        message: &str,
+        at_ms: i64,
+    ) -> Result<Option<Change>, LedgerError> {
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        match self.ask(Command::Reject { run: run.clone(), attempt, reason, message, at_ms }).await? {
+            Answer::Change(change) => Ok(change.map(|boxed| *boxed)),
+            _ => Err(LedgerError::Closed),
+        }
+    }
+
+    /// Makes records for runs that agents hold and the ledger does not know: it was lost, or restored from an older copy. One
+    /// answer each: whether there is a record now. There is none in a job that is on record without this run, and beyond
+    /// 10,000 recovered jobs.
+    pub async fn recover(&self, found: Vec<Recovered>) -> Result<Vec<bool>, LedgerError> {
+        match self.ask(Command::Recover(found)).await? {
+            Answer::Flags(flags) => Ok(flags),
+            _ => Err(LedgerError::Closed),
+        }
+    }
+
+    /// Records that these agents get no new work from this time on, or (`None`) that they get it again.
+    pub async fn drain(&self, agents: Vec<(Zone, Agent)>, since_ms: Option<i64>) -> Result<(), LedgerError> {
+        self.ask(Command::Drain { agents, since_ms }).await.map(|_| ())
     }
 
     /// Settles these runs as `unknown`, not final, if they are dispatched or running.
@@ -220,7 +304,8 @@ impl Ledger {
         let mut changes = Vec::new();
         for slice in runs.chunks(SLICE) {
             let (reason, message) = (reason.to_owned(), message.to_owned());
-            let command = Command::Unknown { runs: slice.to_vec(), at_ms, reason, message };
+            let jitter = jitter();
+            let command = Command::Unknown { runs: slice.to_vec(), at_ms, reason, message, jitter };
             changes.extend(self.changes(command).await?.changes);
         }
         Ok(changes)
@@ -304,10 +389,19 @@ impl From<Refused> for Settlement {
             finished_ms: refused.at_ms,
             duration_ms: None,
             result_state: None,
+            retryable: None,
+            jitter: 0.0,
             report: refused.report,
             at_ms: refused.at_ms,
         }
     }
+}
+
+/// A random number from 0.0 to 1.0, for [`Settlement::jitter`].
+pub fn jitter() -> f64 {
+    let nonce = Nonce::generate();
+    let [a, b, ..] = *nonce.as_bytes();
+    f64::from(u16::from_be_bytes([a, b])) / f64::from(u16::MAX)
 }
 
 /// A panic elsewhere leaves these values whole.

@@ -1,5 +1,6 @@
 //! Opening the file: lock, checks, schema, connections.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,13 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
-use sally_common::id::Nonce;
+use sally_common::id::{Nonce, RequestId};
 
 use super::error::{LedgerError, explain};
+use super::row::parse;
 
 /// The schema's version in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// `SALY`, in `PRAGMA application_id`: tells a ledger from other SQLite files.
 const APPLICATION_ID: i64 = 0x5341_4c59;
@@ -36,6 +38,8 @@ pub(super) struct Opened {
     pub(super) readers: SqlitePool,
     pub(super) lock: File,
     pub(super) id: String,
+    /// Request ids that were cancelled before they were submitted.
+    pub(super) cancelled: HashMap<RequestId, (i64, bool)>,
 }
 
 /// Opens or makes the ledger at `path`.
@@ -57,7 +61,14 @@ pub(super) async fn open(path: &Path) -> Result<Opened, LedgerError> {
         .map_err(fail)?;
     let row = sqlx::query("SELECT value FROM meta WHERE key = 'ledger_id'").fetch_one(&readers).await;
     let id = row.and_then(|row| row.try_get(0)).map_err(fail)?;
-    Ok(Opened { writer, readers, lock, id })
+    let cancelled = cancelled(&mut writer).await.map_err(fail)?;
+    Ok(Opened { writer, readers, lock, id, cancelled })
+}
+
+async fn cancelled(db: &mut SqliteConnection) -> Result<HashMap<RequestId, (i64, bool)>, sqlx::Error> {
+    let rows = sqlx::query("SELECT request_id, at_ms, hard FROM cancelled_requests").fetch_all(db).await?;
+    let read = |row: &sqlx::sqlite::SqliteRow| Ok((parse(row, 0)?, (row.try_get(1)?, row.try_get(2)?)));
+    rows.iter().map(read).collect()
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
@@ -119,6 +130,10 @@ async fn prepare(path: &Path, db: &mut SqliteConnection) -> Result<(), LedgerErr
             Err(LedgerError::Newer { path: path.into(), found, known: VERSION })
         }
         (_, APPLICATION_ID, VERSION) => check(path, db).await,
+        (_, APPLICATION_ID, 1) => {
+            check(path, db).await?;
+            upgrade(db).await.map_err(fail)
+        }
         _ => Err(LedgerError::Foreign { path: path.into() }),
     }
 }
@@ -132,6 +147,13 @@ async fn create(db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         .await?;
     let stamp = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};");
     sqlx::raw_sql(sqlx::AssertSqlSafe(stamp)).execute(&mut *tx).await?;
+    tx.commit().await
+}
+
+/// Brings a ledger of version 1 up to date, in one transaction.
+async fn upgrade(db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let mut tx = db.begin().await?;
+    sqlx::raw_sql(include_str!("upgrade-2.sql")).execute(&mut *tx).await?;
     tx.commit().await
 }
 

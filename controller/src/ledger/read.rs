@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use sally_common::id::{JobId, RunId};
+use sally_common::id::{Incarnation, JobId, RunId};
 use sally_common::key::Signature;
 use sally_common::name::{Agent, Zone};
 use sally_common::wire::record::RunState;
@@ -110,15 +110,26 @@ impl Ledger {
         Ok(self.reports(std::slice::from_ref(run)).await?.remove(run))
     }
 
+    /// The signed messages that settled the attempts of a run, the first one first.
+    pub async fn attempts_of(&self, run: &RunId) -> Result<Vec<StoredReport>> {
+        let mut args = Args::default();
+        args.add(run.job().as_str()).add(i64::from(run.index()));
+        let sql = "SELECT job, idx, attempt, incarnation, kind, body, signer, signature FROM reports \
+                   WHERE job = ? AND idx = ? ORDER BY attempt";
+        self.all(sql.into(), args, report).await
+    }
+
     /// The signed messages that settled these runs; runs without one are left out. Each may have
     /// up to `limit::RESULT_MESSAGE_MAX` bytes: ask for few.
     pub async fn reports(&self, runs: &[RunId]) -> Result<BTreeMap<RunId, StoredReport>> {
         let keys: Vec<(&str, u32)> = runs.iter().map(|r| (r.job().as_str(), r.index())).collect();
         let mut args = Args::default();
         args.add(json(&keys));
-        let sql = "SELECT job, idx, attempt, incarnation, kind, body, signer, signature FROM json_each(?) AS k \
-                   CROSS JOIN reports ON job = json_extract(k.value, '$[0]') \
-                   AND idx = json_extract(k.value, '$[1]')";
+        let sql = "SELECT p.job, p.idx, p.attempt, p.incarnation, p.kind, p.body, p.signer, p.signature \
+                   FROM json_each(?) AS k \
+                   CROSS JOIN runs AS r ON r.job = json_extract(k.value, '$[0]') \
+                   AND r.idx = json_extract(k.value, '$[1]') \
+                   CROSS JOIN reports AS p ON p.job = r.job AND p.idx = r.idx AND p.attempt = r.attempt";
         let all = self.all(sql.into(), args, report).await?;
         Ok(all.into_iter().map(|r| (r.run.clone(), r)).collect())
     }
@@ -136,10 +147,75 @@ impl Ledger {
         self.all(sql.into(), args, read).await
     }
 
-    /// Runs that an agent should get: pending, or dispatched and not started; not cancelled; oldest first.
+    /// Runs that an agent should get, in the order in which it gets them: pending and not waiting for another
+    /// attempt, or dispatched and not started; not cancelled; not of the direct lane.
     pub async fn waiting_for(&self, zone: &Zone, agent: &Agent, limit: u32) -> Result<Vec<Run>> {
-        let which = "state IN ('pending', 'dispatched') AND cancel_requested_ms IS NULL";
-        self.of_agent(zone, agent, which, limit).await
+        self.waiting_from(zone, agent, 0, limit).await
+    }
+
+    /// The same from the one with this number on.
+    pub async fn waiting_from(&self, zone: &Zone, agent: &Agent, from: u32, limit: u32) -> Result<Vec<Run>> {
+        let mut args = Args::default();
+        args.add(zone.as_str()).add(agent.as_str());
+        // A bound limit would have the statement planned anew each time; the callers know few numbers.
+        let sql = format!(
+            "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE zone = ? AND agent = ? AND NOT final \
+             AND state IN ('pending', 'dispatched') AND cancel_requested_ms IS NULL AND retry_at_ms IS NULL \
+             AND NOT direct ORDER BY priority DESC, job, idx LIMIT {} OFFSET {from}",
+            limit.min(PAGE_MAX)
+        );
+        self.all(sql, args, row::run).await
+    }
+
+    /// Runs of which an agent must be asked, unless it says by itself that it holds them: this incarnation was sent them
+    /// before `since_ms`, and they are running or ended by a guess only; oldest first.
+    pub async fn in_doubt(
+        &self,
+        zone: &Zone,
+        agent: &Agent,
+        incarnation: Incarnation,
+        since_ms: i64,
+        limit: u32,
+    ) -> Result<Vec<Run>> {
+        let mut args = Args::default();
+        args.add(zone.as_str()).add(agent.as_str()).add(incarnation.to_string()).add(since_ms);
+        args.add(i64::from(limit.min(PAGE_MAX)));
+        let sql = format!(
+            "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE zone = ? AND agent = ? AND NOT final AND attempt > 0 \
+             AND state IN ('running', 'expired', 'unknown') AND incarnation = ? AND dispatched_ms <= ? \
+             ORDER BY job, idx LIMIT ?"
+        );
+        self.all(sql, args, row::run).await
+    }
+
+    /// When the next pause between two attempts is over, Unix milliseconds.
+    pub async fn next_retry(&self) -> Result<Option<i64>> {
+        let sql = "SELECT min(retry_at_ms) FROM runs WHERE retry_at_ms IS NOT NULL";
+        Ok(self.one(sql.into(), Args::default(), |row| row.try_get(0)).await?.flatten())
+    }
+
+    /// Runs of the direct lane that are dispatched or running; oldest first.
+    pub async fn direct_open(&self, limit: u32) -> Result<Vec<Run>> {
+        let mut args = Args::default();
+        args.add(i64::from(limit.min(PAGE_MAX)));
+        let sql = format!(
+            "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE direct AND NOT final \
+             AND state IN ('dispatched', 'running') ORDER BY job, idx LIMIT ?"
+        );
+        self.all(sql, args, row::run).await
+    }
+
+    /// Agents for which runs are pending that nothing but they themselves holds up.
+    pub async fn agents_behind(&self) -> Result<Vec<(Zone, Agent)>> {
+        let sql = "SELECT DISTINCT zone, agent FROM runs WHERE NOT final AND state = 'pending' \
+                   AND cancel_requested_ms IS NULL AND retry_at_ms IS NULL";
+        self.all(sql.into(), Args::default(), |row| Ok((row::parse(row, 0)?, row::parse(row, 1)?))).await
+    }
+
+    /// Agents that get no new work.
+    pub async fn drained(&self) -> Result<Vec<(Zone, Agent)>> {
+        let sql = "SELECT zone, name FROM drained ORDER BY zone, name";
+        self.all(sql.into(), Args::default(), |row| Ok((row::parse(row, 0)?, row::parse(row, 1)?))).await
     }
 
     /// Runs that an agent may hold: dispatched at least once and not final; oldest first.
@@ -171,7 +247,7 @@ impl Ledger {
         args.add(since_ms).add(since_ms).add(i64::from(limit.min(PAGE_MAX)));
         let sql = format!(
             "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE NOT final AND state IN ('dispatched', 'running') \
-             AND ((state = 'dispatched' AND dispatched_ms <= ?) OR cancel_requested_ms <= ?) \
+             AND ((state = 'dispatched' AND NOT direct AND dispatched_ms <= ?) OR cancel_requested_ms <= ?) \
              ORDER BY job, idx LIMIT ?"
         );
         self.all(sql, args, row::run).await

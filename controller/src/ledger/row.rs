@@ -14,15 +14,16 @@ use super::types::{AgentRow, Job, ReportKind, Run};
 
 /// The columns of a job in the order of [`job`].
 pub(super) const JOB: &str = "'job', id, request_id, request_digest, submitter, title, created_ms, expires_ms, \
-     retry_of, offline, counts, ended_ms";
+     retry_of, offline, counts, ended_ms, priority, latest_only, direct, retry";
 
 /// The columns of a run in the order of [`run`] and [`bind_run`]; `RUN` with `'run'` in front.
 pub(super) const RUN_COLUMNS: &str = "job, idx, zone, agent, agent_key, state, final, attempt, incarnation, \
      expires_ms, dispatched_ms, cancel_requested_ms, cancel_hard, started_ms, finished_ms, duration_ms, \
-     exit_code, signal, reason, message, result_state, progress, report_digest";
+     exit_code, signal, reason, message, result_state, progress, report_digest, priority, \
+     direct, retry_at_ms, last";
 
 /// How many columns a run has.
-pub(super) const RUN_WIDTH: usize = 23;
+pub(super) const RUN_WIDTH: usize = 27;
 
 /// The columns of an agent in the order of [`agent`].
 pub(super) const AGENT: &str = "'agent', zone, name, agent_key, incarnation, counter, labels, heartbeat, \
@@ -69,6 +70,16 @@ fn json<T: serde::de::DeserializeOwned>(row: &SqliteRow, at: usize) -> Db<T> {
     serde_json::from_str(row.try_get(at)?).map_err(|e| damage(at, &e.to_string()))
 }
 
+fn maybe_json<T: serde::de::DeserializeOwned>(row: &SqliteRow, at: usize) -> Db<Option<T>> {
+    let text: Option<&str> = row.try_get(at)?;
+    text.map(|t| serde_json::from_str(t).map_err(|e| damage(at, &e.to_string()))).transpose()
+}
+
+/// A value as a column of JSON has it.
+pub(super) fn json_text<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
 /// Reads a job, see [`JOB`].
 pub(super) fn job(row: &SqliteRow) -> Db<Job> {
     Ok(Job {
@@ -83,6 +94,10 @@ pub(super) fn job(row: &SqliteRow) -> Db<Job> {
         offline: offline_of(row.try_get(9)?).ok_or_else(|| damage(9, "no such option"))?,
         counts: json(row, 10)?,
         ended_ms: row.try_get(11)?,
+        priority: number(row, 12)?,
+        latest_only: row.try_get(13)?,
+        direct: row.try_get(14)?,
+        retry: maybe_json(row, 15)?,
     })
 }
 
@@ -115,6 +130,10 @@ pub(super) fn run(row: &SqliteRow) -> Db<Run> {
         result_state: result.map(|w| result_of(w).ok_or_else(|| damage(21, "no such word"))).transpose()?,
         progress: row.try_get(22)?,
         report_digest: digest.map(digest_of).transpose()?,
+        priority: number(row, 24)?,
+        direct: row.try_get(25)?,
+        retry_at_ms: row.try_get(26)?,
+        last: maybe_json(row, 27)?,
     })
 }
 
@@ -237,7 +256,11 @@ pub(super) fn bind_run(args: &mut Args, run: &Run) {
         .add(run.message.as_deref())
         .add(run.result_state.map(ResultState::word))
         .add(run.progress.as_deref())
-        .add(run.report_digest.map(|d| d.as_bytes().to_vec()));
+        .add(run.report_digest.map(|d| d.as_bytes().to_vec()))
+        .add(i64::from(run.priority))
+        .add(run.direct)
+        .add(run.retry_at_ms)
+        .add(run.last.as_ref().map(json_text));
 }
 
 /// A job's counts as its column has them. Counts without runs are left out.

@@ -64,9 +64,14 @@ fn pieces(work: &Work<'_>) -> Vec<Piece> {
     for new in &work.new {
         submit(&mut out, work, new);
     }
+    for job in &work.recovered {
+        if let Some(row) = work.jobs.get(job) {
+            insert_job(&mut out, &row.value);
+        }
+    }
     let runs: Vec<&Run> = work.runs.values().filter(|r| r.dirty).map(|r| &r.value).collect();
     rows(&mut out, &runs, &upsert_runs(), RUN_CONFLICT, |args, run| row::bind_run(args, run));
-    let new = |job: &Job| work.new.iter().any(|n| n.id == job.id);
+    let new = |job: &Job| work.new.iter().any(|n| n.id == job.id) || work.recovered.contains(&job.id);
     for job in work.jobs.values().filter(|j| j.dirty && !new(&j.value)).map(|j| &j.value) {
         let mut args = Args::default();
         args.add(row::counts_json(job)).add(job.ended_ms).add(job.id.as_str());
@@ -85,6 +90,19 @@ fn pieces(work: &Work<'_>) -> Vec<Piece> {
         out.push(Piece { sql, args: Args::default() });
     }
     agents(&mut out, work);
+    drains(&mut out, work);
+    for (request, at_ms, hard) in &work.tombstones {
+        let mut args = Args::default();
+        args.add(request.as_str()).add(*at_ms).add(*hard);
+        let sql = "INSERT INTO cancelled_requests (request_id, at_ms, hard) VALUES (?,?,?) \
+                   ON CONFLICT (request_id) DO UPDATE SET at_ms = excluded.at_ms, hard = excluded.hard";
+        out.push(Piece { sql: sql.into(), args });
+    }
+    if let Some(before_ms) = work.forget_requests {
+        let mut args = Args::default();
+        args.add(before_ms);
+        out.push(Piece { sql: "DELETE FROM cancelled_requests WHERE at_ms < ?".into(), args });
+    }
     for job in &work.pruned {
         let mut args = Args::default();
         args.add(job.as_str());
@@ -93,8 +111,11 @@ fn pieces(work: &Work<'_>) -> Vec<Piece> {
     out
 }
 
-fn submit(out: &mut Vec<Piece>, work: &Work<'_>, new: &NewJob) {
-    let Some(job) = work.jobs.get(&new.id).map(|row| &row.value) else { return };
+const INSERT_JOB: &str = "INSERT INTO jobs (id, request_id, request_digest, submitter, title, created_ms, \
+    expires_ms, retry_of, offline, counts, ended_ms, priority, latest_only, direct, retry) \
+    VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+
+fn insert_job(out: &mut Vec<Piece>, job: &Job) {
     let mut args = Args::default();
     args.add(job.id.as_str())
         .add(job.request_id.as_str())
@@ -105,16 +126,24 @@ fn submit(out: &mut Vec<Piece>, work: &Work<'_>, new: &NewJob) {
         .add(job.expires_ms)
         .add(job.retry_of.as_ref().map(|id| id.as_str()))
         .add(row::offline_word(job.offline))
-        .add(row::counts_json(job));
-    let sql = "INSERT INTO jobs (id, request_id, request_digest, submitter, title, created_ms, expires_ms, retry_of, \
-               offline, counts) VALUES (?,?,?,?,?,?,?,?,?,?)";
-    out.push(Piece { sql: sql.into(), args });
+        .add(row::counts_json(job))
+        .add(job.ended_ms)
+        .add(i64::from(job.priority))
+        .add(job.latest_only.as_deref())
+        .add(job.direct)
+        .add(job.retry.as_ref().map(row::json_text));
+    out.push(Piece { sql: INSERT_JOB.into(), args });
+}
+
+fn submit(out: &mut Vec<Piece>, work: &Work<'_>, new: &NewJob) {
+    let Some(job) = work.jobs.get(&new.id).map(|row| &row.value) else { return };
+    insert_job(out, job);
     let mut args = Args::default();
     args.add(job.id.as_str()).add(new.order.clone()).add(new.signatures_json.as_str());
     out.push(Piece { sql: "INSERT INTO orders (job, body, signatures) VALUES (?,?,?)".into(), args });
     let head = "INSERT INTO runs (job, idx, zone, agent, agent_key, expires_ms, state, attempt, incarnation, \
-                dispatched_ms) VALUES ";
-    rows(out, &new.runs(), &(head.to_owned(), 10), "", |args, run| {
+                dispatched_ms, priority, direct) VALUES ";
+    rows(out, &new.runs(), &(head.to_owned(), 12), "", |args, run| {
         args.add(job.id.as_str())
             .add(i64::from(run.id.index()))
             .add(run.zone.as_str())
@@ -124,7 +153,9 @@ fn submit(out: &mut Vec<Piece>, work: &Work<'_>, new: &NewJob) {
             .add(run.state.word())
             .add(i64::from(run.attempt))
             .add(run.incarnation.map(|i| i.to_string()))
-            .add(run.dispatched_ms);
+            .add(run.dispatched_ms)
+            .add(i64::from(run.priority))
+            .add(run.direct);
     });
 }
 
@@ -139,7 +170,7 @@ const RUN_CONFLICT: &str = " ON CONFLICT (job, idx) DO UPDATE SET state = exclud
     started_ms = excluded.started_ms, finished_ms = excluded.finished_ms, duration_ms = excluded.duration_ms, \
     exit_code = excluded.exit_code, signal = excluded.signal, reason = excluded.reason, \
     message = excluded.message, result_state = excluded.result_state, progress = excluded.progress, \
-    report_digest = excluded.report_digest";
+    report_digest = excluded.report_digest, retry_at_ms = excluded.retry_at_ms, last = excluded.last";
 
 /// Cuts rows into chunks of a few fixed sizes, one statement each.
 fn rows<T>(
@@ -174,7 +205,7 @@ fn report(told: &Settlement) -> Piece {
         .add(told.report.key.to_string())
         .add(told.report.signature.to_string());
     let sql = "INSERT INTO reports (job, idx, attempt, incarnation, kind, body, signer, signature) \
-               VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (job, idx) DO UPDATE SET attempt = excluded.attempt, \
+               VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (job, idx, attempt) DO UPDATE SET \
                incarnation = excluded.incarnation, kind = excluded.kind, body = excluded.body, \
                signer = excluded.signer, signature = excluded.signature";
     Piece { sql: sql.into(), args }
@@ -195,6 +226,21 @@ fn stale(told: &Settlement) -> Piece {
     let sql = "INSERT INTO stale_results (job, idx, attempt, state, received_ms, digest, body, signer, signature) \
                VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (job, idx, attempt, digest) DO NOTHING";
     Piece { sql: sql.into(), args }
+}
+
+fn drains(out: &mut Vec<Piece>, work: &Work<'_>) {
+    for ((zone, name), since_ms) in &work.drains {
+        let mut args = Args::default();
+        args.add(zone.as_str()).add(name.as_str());
+        let sql = match since_ms {
+            Some(since_ms) => {
+                args.add(*since_ms);
+                "INSERT INTO drained (zone, name, since_ms) VALUES (?,?,?) ON CONFLICT (zone, name) DO NOTHING"
+            }
+            None => "DELETE FROM drained WHERE zone = ? AND name = ?",
+        };
+        out.push(Piece { sql: sql.into(), args });
+    }
 }
 
 fn agents(out: &mut Vec<Piece>, work: &Work<'_>) {

@@ -1,4 +1,4 @@
--- Version 1. Times are Unix milliseconds. A run's wide columns are small; what is large stands in tables of
+-- Version 2. Times are Unix milliseconds. A run's wide columns are small; what is large stands in tables of
 -- its own, so that lists of jobs and runs read few pages.
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
@@ -16,9 +16,15 @@ CREATE TABLE jobs (
     offline TEXT NOT NULL,
     -- Runs by state as JSON, kept by difference in the transaction that changes a run.
     counts TEXT NOT NULL,
-    ended_ms BIGINT
+    ended_ms BIGINT,
+    priority BIGINT NOT NULL DEFAULT 4,
+    latest_only TEXT,
+    direct BOOLEAN NOT NULL DEFAULT FALSE,
+    -- When another attempt follows, as JSON; NULL: never.
+    retry TEXT
 );
 CREATE INDEX jobs_open ON jobs (id) WHERE ended_ms IS NULL;
+CREATE INDEX jobs_latest ON jobs (latest_only) WHERE latest_only IS NOT NULL AND ended_ms IS NULL;
 CREATE INDEX jobs_ended ON jobs (ended_ms) WHERE ended_ms IS NOT NULL;
 CREATE TABLE orders (
     job TEXT NOT NULL PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
@@ -49,11 +55,21 @@ CREATE TABLE runs (
     result_state TEXT,
     progress TEXT,
     report_digest BLOB,
+    priority BIGINT NOT NULL DEFAULT 4,
+    direct BOOLEAN NOT NULL DEFAULT FALSE,
+    -- The next attempt waits until then.
+    retry_at_ms BIGINT,
+    -- The attempt before this one, as JSON, while this one has not started.
+    last TEXT,
     PRIMARY KEY (job, idx)
 ) WITHOUT ROWID;
--- What is not final is little, whatever the ledger's age: by agent for catching up, by time for expiry.
-CREATE INDEX runs_unsettled ON runs (zone, agent, job, idx) WHERE NOT final;
+-- What is not final is little, whatever the ledger's age: by agent in the order in which it gets its work, by time
+-- for expiry and for the next attempt.
+CREATE INDEX runs_unsettled ON runs (zone, agent, priority DESC, job, idx) WHERE NOT final;
+CREATE INDEX runs_direct ON runs (job, idx) WHERE direct AND NOT final;
+CREATE INDEX runs_retrying ON runs (retry_at_ms) WHERE retry_at_ms IS NOT NULL;
 CREATE INDEX runs_expiring ON runs (expires_ms) WHERE state IN ('pending', 'dispatched');
+-- The message that settled each attempt.
 CREATE TABLE reports (
     job TEXT NOT NULL,
     idx BIGINT NOT NULL,
@@ -63,7 +79,7 @@ CREATE TABLE reports (
     body BLOB NOT NULL,
     signer TEXT NOT NULL,
     signature TEXT NOT NULL,
-    PRIMARY KEY (job, idx),
+    PRIMARY KEY (job, idx, attempt),
     FOREIGN KEY (job, idx) REFERENCES runs (job, idx) ON DELETE CASCADE
 );
 CREATE TABLE stale_results (
@@ -93,3 +109,16 @@ CREATE TABLE agents (
     last_seen_ms BIGINT NOT NULL,
     PRIMARY KEY (zone, name)
 );
+CREATE TABLE drained (
+    zone TEXT NOT NULL,
+    name TEXT NOT NULL,
+    since_ms BIGINT NOT NULL,
+    PRIMARY KEY (zone, name)
+);
+-- Request ids that were cancelled before their submission came.
+CREATE TABLE cancelled_requests (
+    request_id TEXT NOT NULL PRIMARY KEY,
+    at_ms BIGINT NOT NULL,
+    hard BOOLEAN NOT NULL
+);
+CREATE INDEX cancelled_requests_age ON cancelled_requests (at_ms);

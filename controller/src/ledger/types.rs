@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use sally_common::id::{Digest, Incarnation, JobId, RequestId, RunId};
 use sally_common::key::{PublicKey, Signature};
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::Labels;
 use sally_common::wire::api::Offline;
+use sally_common::wire::order::Retry;
 use sally_common::wire::record::{JobState, ResultState, RunState};
 
 /// A submission, resolved and checked.
@@ -35,6 +38,14 @@ pub struct NewJob {
     pub retry_of: Option<JobId>,
     /// What was done with offline targets.
     pub offline: Offline,
+    /// Which of an agent's waiting runs goes first: higher first.
+    pub priority: u8,
+    /// Runs of earlier jobs with this key that wait for the same agents are replaced.
+    pub latest_only: Option<String>,
+    /// Whether its dispatches go to the agent's live subject and nowhere else.
+    pub direct: bool,
+    /// When another attempt follows; only for what may run twice.
+    pub retry: Option<Retry>,
     /// The targets; run `i` is the one of target `i`. At least one.
     pub targets: Vec<NewRun>,
 }
@@ -50,6 +61,8 @@ pub struct NewRun {
     pub agent_key: PublicKey,
     /// The journal that its first attempt is dispatched to, in the same commit; `None` leaves it pending.
     pub dispatch_to: Option<Incarnation>,
+    /// The run is rejected from the start: a stable word why, and the same for people.
+    pub refused: Option<(String, String)>,
 }
 
 impl NewJob {
@@ -59,30 +72,38 @@ impl NewJob {
     }
 
     fn run(&self, index: u32, target: &NewRun) -> Run {
+        let pending = Run::pending(self.id.run(index), target, self.expires_ms);
         let sent = target.dispatch_to.is_some();
         Run {
-            id: self.id.run(index),
-            zone: target.zone.clone(),
-            agent: target.agent.clone(),
-            agent_key: target.agent_key.clone(),
             state: if sent { RunState::Dispatched } else { RunState::Pending },
-            is_final: false,
             attempt: u32::from(sent),
-            incarnation: target.dispatch_to,
-            expires_ms: self.expires_ms,
             dispatched_ms: sent.then_some(self.created_ms),
-            cancel_requested_ms: None,
-            cancel_hard: false,
-            started_ms: None,
-            finished_ms: None,
-            duration_ms: None,
-            exit_code: None,
-            signal: None,
-            reason: None,
-            message: None,
-            result_state: None,
-            progress: None,
-            report_digest: None,
+            priority: self.priority,
+            direct: self.direct,
+            ..pending
+        }
+    }
+
+    /// The job as it is recorded, with runs counted as [`NewJob::runs`] has them.
+    pub(super) fn job(&self) -> Job {
+        let sent = self.targets.iter().filter(|t| t.dispatch_to.is_some()).count() as u64;
+        let all = [(RunState::Pending, self.targets.len() as u64 - sent), (RunState::Dispatched, sent)];
+        Job {
+            id: self.id.clone(),
+            request_id: self.request_id.clone(),
+            request_digest: self.request_digest,
+            by: self.by.clone(),
+            title: self.title.clone(),
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+            retry_of: self.retry_of.clone(),
+            offline: self.offline,
+            counts: all.into_iter().filter(|(_, n)| *n > 0).collect(),
+            ended_ms: None,
+            priority: self.priority,
+            latest_only: self.latest_only.clone(),
+            direct: self.direct,
+            retry: self.retry.clone(),
         }
     }
 }
@@ -90,8 +111,15 @@ impl NewJob {
 /// The answer to a submission.
 #[derive(Debug, Clone)]
 pub enum Submitted {
-    /// The job is made.
+    /// The job is made. It has ended already if its request id was cancelled before, or every run was refused.
     Created(Job),
+    /// The same, and it takes the place of waiting runs of earlier jobs.
+    Replacing {
+        /// The job.
+        job: Job,
+        /// What became of the earlier runs.
+        replaced: Stopped,
+    },
     /// The same submission was made before.
     Existing(Job),
     /// The request id belongs to another submission.
@@ -126,6 +154,14 @@ pub struct Job {
     pub counts: BTreeMap<RunState, u64>,
     /// When the last of its runs ended, by the controller's clock.
     pub ended_ms: Option<i64>,
+    /// Which of an agent's waiting runs goes first: higher first.
+    pub priority: u8,
+    /// Its runs are replaced by those of a later job with the same key.
+    pub latest_only: Option<String>,
+    /// Whether its dispatches go to the agent's live subject and nowhere else.
+    pub direct: bool,
+    /// When another attempt follows.
+    pub retry: Option<Retry>,
 }
 
 impl Job {
@@ -187,6 +223,80 @@ pub struct Run {
     /// The last progress, JSON.
     pub progress: Option<String>,
     /// The digest of the report's body that settled it.
+    pub report_digest: Option<Digest>,
+    /// Which of an agent's waiting runs goes first: higher first.
+    pub priority: u8,
+    /// Whether its dispatches go to the agent's live subject and nowhere else.
+    pub direct: bool,
+    /// The next attempt waits until then, by the controller's clock.
+    pub retry_at_ms: Option<i64>,
+    /// How the attempt before ended, while the next one waits or has not started.
+    pub last: Option<Box<Ended>>,
+}
+
+impl Run {
+    /// A run that nobody was sent.
+    pub(super) fn pending(id: RunId, target: &NewRun, expires_ms: i64) -> Self {
+        Self {
+            id,
+            zone: target.zone.clone(),
+            agent: target.agent.clone(),
+            agent_key: target.agent_key.clone(),
+            state: RunState::Pending,
+            is_final: false,
+            attempt: 0,
+            incarnation: target.dispatch_to,
+            expires_ms,
+            dispatched_ms: None,
+            cancel_requested_ms: None,
+            cancel_hard: false,
+            started_ms: None,
+            finished_ms: None,
+            duration_ms: None,
+            exit_code: None,
+            signal: None,
+            reason: None,
+            message: None,
+            result_state: None,
+            progress: None,
+            report_digest: None,
+            priority: sally_common::limit::PRIORITY_DEFAULT,
+            direct: false,
+            retry_at_ms: None,
+            last: None,
+        }
+    }
+}
+
+/// How an attempt ended that is followed by another one. It is the run's outcome again if that one never starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The attempt.
+    pub attempt: u32,
+    /// How it ended.
+    pub state: RunState,
+    /// Whether its agent said so, and not the controller.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// The incarnation that it was dispatched to.
+    pub incarnation: Option<Incarnation>,
+    /// Start by the agent's clock.
+    pub started_ms: Option<i64>,
+    /// End by the agent's clock; by the controller's when the agent did not say.
+    pub finished_ms: Option<i64>,
+    /// Length, milliseconds.
+    pub duration_ms: Option<u64>,
+    /// Exit code.
+    pub exit_code: Option<i32>,
+    /// Signal.
+    pub signal: Option<i32>,
+    /// A stable word for why.
+    pub reason: Option<String>,
+    /// The same for people.
+    pub message: Option<String>,
+    /// What became of the structured result.
+    pub result_state: Option<ResultState>,
+    /// The digest of the report's body.
     pub report_digest: Option<Digest>,
 }
 
@@ -254,6 +364,10 @@ pub struct Settlement {
     pub duration_ms: Option<u64>,
     /// What became of the structured result; `None` where there was no program to say one.
     pub result_state: Option<ResultState>,
+    /// What the program said about another try.
+    pub retryable: Option<bool>,
+    /// A random number from 0.0 to 1.0: spreads the wait before another attempt.
+    pub jitter: f64,
     /// The signed message.
     pub report: Report,
     /// When it arrived, by the controller's clock.
@@ -383,6 +497,36 @@ pub struct Cancellation {
     pub tell: Vec<Run>,
     /// Whether this ended the job.
     pub job_ended: bool,
+}
+
+/// What became of waiting runs that are not wanted any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// Runs that ended here and now, because nobody had been sent them.
+    pub changes: Vec<Change>,
+    /// Runs whose agents must be told.
+    pub tell: Vec<Run>,
+    /// Whether there is more to do: ask again.
+    pub more: bool,
+}
+
+/// A run that an agent holds and the ledger does not know.
+#[derive(Debug, Clone)]
+pub struct Recovered {
+    /// The run.
+    pub run: RunId,
+    /// The attempt that the agent holds.
+    pub attempt: u32,
+    /// The agent's zone.
+    pub zone: Zone,
+    /// The agent.
+    pub agent: Agent,
+    /// Its key.
+    pub agent_key: PublicKey,
+    /// The incarnation that holds it.
+    pub incarnation: Incarnation,
+    /// Now, by the controller's clock.
+    pub at_ms: i64,
 }
 
 /// Runs that changed at once.

@@ -5,14 +5,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sally_common::id::{Digest, JobId, RequestId, RunId};
+use sally_common::id::{Digest, Incarnation, JobId, RequestId, RunId};
 use sally_common::name::{Agent, Zone};
+use sally_common::wire::api::Offline;
+use sally_common::wire::command::RunAttempt;
 use sally_common::wire::record::RunState;
 
 use super::command::{Answer, Command};
 use super::error::LedgerError;
 use super::rank::{Verdict, judge, rank};
+use super::stop::Why;
 use super::types::*;
+
+/// Request ids that may be cancelled before they are submitted, at one time.
+pub(super) const CANCELLED_KEPT: usize = 100_000;
+
+/// Jobs that are made for runs which nobody knows, as long as they are on record.
+const RECOVERED_KEPT: u64 = 10_000;
 
 /// Rows that a batch touches, and what became of them.
 #[derive(Default)]
@@ -26,6 +35,18 @@ pub(super) struct Work<'a> {
     pub(super) stale: Vec<&'a Settlement>,
     pub(super) forgotten: Vec<(Zone, Agent)>,
     pub(super) pruned: Vec<JobId>,
+    /// Jobs that are made for runs which an agent holds and nobody knows.
+    pub(super) recovered: Vec<JobId>,
+    /// How many such jobs there were before.
+    pub(super) recovered_before: u64,
+    pub(super) drains: Vec<((Zone, Agent), Option<i64>)>,
+    /// Of the request ids that are submitted or cancelled here, those that were cancelled before: when, and whether
+    /// without TERM.
+    pub(super) cancelled: HashMap<RequestId, (i64, bool)>,
+    /// How many cancelled request ids wait for their submission.
+    pub(super) cancelled_count: usize,
+    pub(super) tombstones: Vec<(RequestId, i64, bool)>,
+    pub(super) forget_requests: Option<i64>,
 }
 
 /// A row and whether it must be written.
@@ -39,7 +60,7 @@ impl<T> Row<T> {
         Self { value, dirty: false }
     }
 
-    fn write(&mut self) -> &mut T {
+    pub(super) fn write(&mut self) -> &mut T {
         self.dirty = true;
         &mut self.value
     }
@@ -60,8 +81,16 @@ impl<'a> Work<'a> {
             Command::Progress(mark) => Answer::Noted(self.progress(mark)),
             Command::Settle(settlement) => Answer::Settled(self.settle(settlement)),
             Command::Cancel { job, at_ms, hard } => Answer::Cancelled(self.cancel(job, *at_ms, *hard)),
+            Command::CancelRequest { request, at_ms, hard } => {
+                Answer::Cancelled(self.cancel_request(request, *at_ms, *hard)?)
+            }
+            Command::ForgetRequests { before_ms } => {
+                self.forget_requests = Some(*before_ms);
+                Answer::Count(0)
+            }
             Command::Expire { now_ms, limit } => Answer::Changes(self.expire(*now_ms, *limit)),
-            Command::Lost { zone, agent, incarnation, at_ms, limit } => {
+            Command::Lost { zone, agent, incarnation, held, at_ms, jitter, limit } => {
+                self.adopt(held, *incarnation);
                 let lost = |run: &Run| {
                     run.zone == *zone
                         && run.agent == *agent
@@ -70,14 +99,38 @@ impl<'a> Work<'a> {
                 };
                 let message =
                     "the agent's journal is another one than the one this was sent to; it may have run";
-                Answer::Changes(self.guess(*limit, lost, RunState::Unknown, "journal-lost", message, *at_ms))
+                let why = Why { reason: "journal-lost", message, at_ms: *at_ms };
+                Answer::Changes(self.lose(*limit, lost, why, *jitter))
             }
-            Command::Unknown { runs, at_ms, reason, message } => {
+            Command::Unknown { runs, at_ms, reason, message, jitter } => {
                 let named = |run: &Run| {
                     runs.contains(&run.id) && matches!(run.state, RunState::Dispatched | RunState::Running)
                 };
-                let limit = runs.len();
-                Answer::Changes(self.guess(limit, named, RunState::Unknown, reason, message, *at_ms))
+                let why = Why { reason, message, at_ms: *at_ms };
+                Answer::Changes(self.lose(runs.len(), named, why, *jitter))
+            }
+            Command::Purge { at_ms, reason, message, limit, .. } => {
+                let waits = |r: &Run| {
+                    matches!(r.state, RunState::Pending | RunState::Dispatched)
+                        && r.cancel_requested_ms.is_none()
+                };
+                let ids: Vec<RunId> =
+                    self.runs.values().filter(|r| waits(&r.value)).map(|r| r.value.id.clone()).collect();
+                let more = ids.len() >= *limit;
+                let stopped = self.stop(ids, Why { reason, message, at_ms: *at_ms });
+                Answer::Stopped(Stopped { more, ..stopped })
+            }
+            Command::Release { now_ms, .. } => Answer::Changes(self.release(*now_ms)),
+            Command::Reject { run, attempt, reason, message, at_ms } => {
+                let sent = |r: &Run| r.state == RunState::Dispatched && r.attempt == *attempt;
+                let is_sent = self.runs.get(run).is_some_and(|row| sent(&row.value));
+                let reject = || self.close(run, RunState::Rejected, reason, Some(message.clone()), *at_ms);
+                Answer::Change(is_sent.then(reject).flatten())
+            }
+            Command::Recover(all) => Answer::Flags(all.iter().map(|r| self.recover(r)).collect()),
+            Command::Drain { agents, since_ms } => {
+                self.drains.extend(agents.iter().map(|agent| (agent.clone(), *since_ms)));
+                Answer::Count(agents.len() as u64)
             }
             Command::Seen(agents) => Answer::Seen(agents.iter().map(|a| self.seen(a)).collect()),
             Command::Forget { zone, name } => Answer::Flags(vec![self.forget(zone, name)]),
@@ -100,23 +153,112 @@ impl<'a> Work<'a> {
         if self.jobs.contains_key(&new.id) {
             return Err(LedgerError::Input(format!("the job id {} is taken", new.id)));
         }
-        let job = Job {
-            id: new.id.clone(),
-            request_id: new.request_id.clone(),
-            request_digest: new.request_digest,
-            by: new.by.clone(),
-            title: new.title.clone(),
-            created_ms: new.created_ms,
-            expires_ms: new.expires_ms,
-            retry_of: new.retry_of.clone(),
-            offline: new.offline,
-            counts: first_counts(new),
-            ended_ms: None,
-        };
         self.requests.insert(new.request_id.clone(), new.id.clone());
-        self.jobs.insert(new.id.clone(), Row::loaded(job.clone()));
+        self.jobs.insert(new.id.clone(), Row::loaded(new.job()));
         self.new.push(new);
-        Ok(Submitted::Created(job))
+        let replaced = self.replace(new);
+        self.end_at_birth(new);
+        let job = self.jobs.get(&new.id).map_or_else(|| new.job(), |row| row.value.clone());
+        Ok(match replaced {
+            Some(replaced) => Submitted::Replacing { job, replaced },
+            None => Submitted::Created(job),
+        })
+    }
+
+    /// Ends the runs of a new job that must not be sent: it was cancelled before it came, or a target is refused.
+    fn end_at_birth(&mut self, new: &NewJob) {
+        let cancelled = self.cancelled.get(&new.request_id).copied();
+        if cancelled.is_none() && new.targets.iter().all(|t| t.refused.is_none()) {
+            return;
+        }
+        for (mut run, target) in new.runs().into_iter().zip(&new.targets) {
+            let id = run.id.clone();
+            if let Some((at_ms, hard)) = cancelled {
+                (run.cancel_requested_ms, run.cancel_hard) = (Some(at_ms), hard);
+                (run.attempt, run.incarnation, run.dispatched_ms) = (0, None, None);
+                self.runs.insert(id.clone(), Row::loaded(run));
+                let message = Some("it was cancelled before it was submitted".to_owned());
+                self.close(&id, RunState::Cancelled, "not-started", message, new.created_ms);
+            } else if let Some((reason, message)) = &target.refused {
+                self.runs.insert(id.clone(), Row::loaded(run));
+                self.close(&id, RunState::Rejected, reason, Some(message.clone()), new.created_ms);
+            }
+        }
+    }
+
+    fn cancel_request(
+        &mut self,
+        request: &RequestId,
+        at_ms: i64,
+        hard: bool,
+    ) -> Result<Option<Box<Cancellation>>, LedgerError> {
+        if let Some(job) = self.requests.get(request).cloned() {
+            return Ok(self.cancel(&job, at_ms, hard));
+        }
+        let (first_ms, was_hard) = self.cancelled.get(request).copied().unwrap_or((at_ms, false));
+        let known = self.cancelled.contains_key(request);
+        if !known && self.cancelled_count >= CANCELLED_KEPT {
+            return Err(LedgerError::Input(format!(
+                "{CANCELLED_KEPT} cancelled request ids wait for their submissions already"
+            )));
+        }
+        self.tombstones.push((request.clone(), first_ms, hard || was_hard));
+        Ok(None)
+    }
+
+    /// What a renewed journal still holds is not lost with its old incarnation.
+    fn adopt(&mut self, held: &[RunAttempt], incarnation: Incarnation) {
+        for h in held {
+            let Some(row) = self.runs.get_mut(&h.run) else { continue };
+            let open = matches!(row.value.state, RunState::Dispatched | RunState::Running);
+            if open && row.value.attempt == h.attempt && row.value.incarnation != Some(incarnation) {
+                row.write().incarnation = Some(incarnation);
+            }
+        }
+    }
+
+    /// Runs whose pause is over wait for their agents like any other.
+    fn release(&mut self, now_ms: i64) -> Changes {
+        let mut changes = Changes::default();
+        let due = |run: &Run| run.retry_at_ms.is_some_and(|at| at <= now_ms);
+        let ids: Vec<RunId> =
+            self.runs.values().filter(|r| due(&r.value)).map(|r| r.value.id.clone()).collect();
+        for id in ids {
+            let Some(row) = self.runs.get_mut(&id) else { continue };
+            row.write().retry_at_ms = None;
+            let state = row.value.state;
+            changes.changes.extend(self.change(&id, state, now_ms).map(|boxed| *boxed));
+        }
+        changes
+    }
+
+    /// Makes a record for a run that an agent holds and nobody knows, in a job that is made for such runs.
+    fn recover(&mut self, found: &Recovered) -> bool {
+        let id = found.run.job();
+        if self.runs.contains_key(&found.run) {
+            return true;
+        }
+        let request = format!("recovered-{id}");
+        match self.jobs.get(id) {
+            Some(job) if job.value.request_id.as_str() != request => return false,
+            Some(_) => {}
+            None => {
+                let full = self.recovered_before + self.recovered.len() as u64 >= RECOVERED_KEPT;
+                let Ok(request_id) = request.parse() else { return false };
+                if full {
+                    return false;
+                }
+                self.recovered.push(id.clone());
+                self.jobs.insert(id.clone(), Row { value: recovered_job(found, request_id), dirty: true });
+            }
+        }
+        self.runs.insert(found.run.clone(), Row { value: recovered_run(found), dirty: true });
+        if let Some(job) = self.jobs.get_mut(id) {
+            let job = job.write();
+            *job.counts.entry(RunState::Running).or_insert(0) += 1;
+            job.ended_ms = None;
+        }
+        true
     }
 
     /// First dispatch: `pending`, attempt one above the run's. The same again: `dispatched`, same attempt
@@ -125,7 +267,8 @@ impl<'a> Work<'a> {
     fn dispatch(&mut self, mark: &DispatchMark) -> bool {
         let Some(run) = self.runs.get_mut(&mark.run) else { return false };
         let has = &run.value;
-        if has.cancel_requested_ms.is_some() || mark.at_ms >= has.expires_ms {
+        let waits = has.retry_at_ms.is_some_and(|at| mark.at_ms < at);
+        if has.cancel_requested_ms.is_some() || mark.at_ms >= has.expires_ms || waits {
             return false;
         }
         let next = has.attempt.checked_add(1) == Some(mark.attempt);
@@ -139,6 +282,9 @@ impl<'a> Work<'a> {
         run.attempt = mark.attempt;
         run.incarnation = Some(mark.incarnation);
         run.dispatched_ms = Some(mark.at_ms);
+        run.retry_at_ms = None;
+        run.reason = None;
+        run.message = None;
         self.turn(&mark.run, RunState::Dispatched, mark.at_ms);
         true
     }
@@ -152,8 +298,10 @@ impl<'a> Work<'a> {
         // A guess that it was not picked up is wrong now. A guess that its journal is gone stays: this
         // news is older than that loss.
         let open = match run.value.state {
-            RunState::Pending | RunState::Dispatched => true,
+            RunState::Pending => newer || run.value.last.is_none(),
+            RunState::Dispatched => true,
             RunState::Expired => !run.value.is_final,
+            RunState::Unknown if run.value.reason.as_deref() == Some("silent") => !run.value.is_final,
             _ => newer && !run.value.is_final,
         };
         if !open {
@@ -166,6 +314,8 @@ impl<'a> Work<'a> {
         run.finished_ms = None;
         run.reason = None;
         run.message = None;
+        run.last = None;
+        run.retry_at_ms = None;
         self.change(&mark.run, RunState::Running, mark.started_ms).map_or(Noted::Unknown, Noted::Changed)
     }
 
@@ -174,7 +324,7 @@ impl<'a> Work<'a> {
             Ok(run) => run,
             Err(noted) => return noted,
         };
-        if run.value.state.is_end() || run.value.attempt != mark.attempt {
+        if run.value.state.is_end() || run.value.waits_again() || run.value.attempt != mark.attempt {
             return Noted::Same;
         }
         run.write().progress = Some(mark.json.clone());
@@ -203,15 +353,18 @@ impl<'a> Work<'a> {
             return Settled::NotIts;
         }
         let same_attempt = run.attempt == told.attempt;
-        let started_ms = told.started_ms.or(run.started_ms.filter(|_| same_attempt));
-        let has = (run.attempt, rank(run.state, run.started_ms.is_some(), run.is_final));
-        let verdict = match judge(has, (told.attempt, rank(told.state, started_ms.is_some(), true))) {
-            Verdict::Believed if is_no_news(told) => Verdict::Kept,
-            verdict => verdict,
-        };
+        let ended = run.last.as_ref().filter(|last| last.attempt == told.attempt);
+        let before_ms = ended.map_or(run.started_ms, |last| last.started_ms);
+        let started_ms = told.started_ms.or(before_ms.filter(|_| same_attempt));
+        let verdict =
+            match judge(run.standing(), (told.attempt, rank(told.state, started_ms.is_some(), true))) {
+                Verdict::Believed if is_no_news(told) => Verdict::Kept,
+                verdict => verdict,
+            };
         let digest = Digest::of(&told.report.body);
         if verdict != Verdict::Believed {
-            let known = run.report_digest == Some(digest);
+            let last = run.last.as_ref().and_then(|last| last.report_digest);
+            let known = run.report_digest == Some(digest) || last == Some(digest);
             let run = Box::new(run.clone());
             if !known {
                 self.stale.push(told);
@@ -221,6 +374,14 @@ impl<'a> Work<'a> {
                 _ => Settled::Duplicate { run },
             };
         }
+        self.reports.push(told);
+        let next_expired = told.state == RunState::Expired
+            && run.last.as_ref().is_some_and(|last| told.attempt > last.attempt);
+        if next_expired {
+            return self.fall_back(&told.run, told.at_ms).map_or(Settled::Unknown, Settled::Committed);
+        }
+        let can_follow = !run.is_final || run.waits_again();
+        let word = reading(run, told);
         let run = row.write();
         run.attempt = told.attempt;
         run.incarnation = Some(told.incarnation);
@@ -230,75 +391,15 @@ impl<'a> Work<'a> {
         run.duration_ms = told.duration_ms;
         run.exit_code = told.exit_code;
         run.signal = told.signal;
-        run.reason = told.reason.clone();
-        run.message = told.message.clone();
         run.result_state = told.result_state;
         run.report_digest = Some(digest);
-        self.reports.push(told);
-        self.change(&told.run, told.state, told.at_ms).map_or(Settled::Unknown, Settled::Committed)
-    }
-
-    fn cancel(&mut self, job: &JobId, at_ms: i64, hard: bool) -> Option<Box<Cancellation>> {
-        let open_before = self.jobs.get(job)?.value.ended_ms.is_none();
-        let of_job = job.run(0)..=job.run(u32::MAX);
-        let ids: Vec<RunId> =
-            self.runs.range(of_job).filter(|(_, r)| !r.value.is_final).map(|(id, _)| id.clone()).collect();
-        let (mut cancelled, mut tell) = (Vec::new(), Vec::new());
-        for id in ids {
-            let Some(row) = self.runs.get_mut(&id) else { continue };
-            let known = row.value.cancel_requested_ms.is_some() && (row.value.cancel_hard || !hard);
-            if !known {
-                let run = row.write();
-                run.cancel_requested_ms.get_or_insert(at_ms);
-                run.cancel_hard |= hard;
-            }
-            if row.value.attempt > 0 {
-                tell.push(row.value.clone());
-                continue;
-            }
-            let run = row.write();
-            run.is_final = true;
-            run.finished_ms = Some(at_ms);
-            run.reason = Some("not-started".into());
-            self.turn(&id, RunState::Cancelled, at_ms);
-            cancelled.extend(self.runs.get(&id).map(|r| r.value.clone()));
-        }
-        let job = self.jobs.get(job)?.value.clone();
-        let job_ended = open_before && job.ended_ms.is_some();
-        Some(Box::new(Cancellation { job, cancelled, tell, job_ended }))
-    }
-
-    fn expire(&mut self, now_ms: i64, limit: usize) -> Changes {
-        let due = |run: &Run| {
-            matches!(run.state, RunState::Pending | RunState::Dispatched) && run.expires_ms <= now_ms
+        (run.reason, run.message) = (word.reason, word.message);
+        let change = if can_follow {
+            self.conclude(&told.run, word.state, told.retryable, told.jitter, told.at_ms)
+        } else {
+            self.change(&told.run, word.state, told.at_ms)
         };
-        self.guess(limit, due, RunState::Expired, "expired", "not picked up in time", now_ms)
-    }
-
-    /// Ends the runs that `which` names by the controller's own word. It is final where the run was never sent.
-    fn guess(
-        &mut self,
-        limit: usize,
-        which: impl Fn(&Run) -> bool,
-        state: RunState,
-        reason: &str,
-        message: &str,
-        at_ms: i64,
-    ) -> Changes {
-        let chosen = self.runs.iter().filter(|(_, row)| which(&row.value)).map(|(id, _)| id.clone());
-        let ids: Vec<RunId> = chosen.take(limit).collect();
-        let more = ids.len() >= limit;
-        let mut changes = Vec::with_capacity(ids.len());
-        for id in ids {
-            let Some(row) = self.runs.get_mut(&id) else { continue };
-            let run = row.write();
-            run.is_final = run.attempt == 0;
-            run.finished_ms = Some(at_ms);
-            run.reason = Some(reason.to_owned());
-            run.message = Some(message.to_owned());
-            changes.extend(self.change(&id, state, at_ms).map(|boxed| *boxed));
-        }
-        Changes { changes, more }
+        change.map_or(Settled::Unknown, Settled::Committed)
     }
 
     fn seen(&mut self, seen: &AgentSeen) -> Seen {
@@ -340,7 +441,7 @@ impl<'a> Work<'a> {
     }
 
     /// Turns a run's state and tells of it.
-    fn change(&mut self, id: &RunId, state: RunState, at_ms: i64) -> Option<Box<Change>> {
+    pub(super) fn change(&mut self, id: &RunId, state: RunState, at_ms: i64) -> Option<Box<Change>> {
         let (job_ended, correction) = self.turn(id, state, at_ms)?;
         let run = self.runs.get(id)?.value.clone();
         let job = self.jobs.get(id.job())?.value.clone();
@@ -349,7 +450,7 @@ impl<'a> Work<'a> {
 
     /// Turns a run's state and moves its job's counts. Says whether the job ended by it, and whether
     /// the run had ended before.
-    fn turn(&mut self, id: &RunId, state: RunState, at_ms: i64) -> Option<(bool, bool)> {
+    pub(super) fn turn(&mut self, id: &RunId, state: RunState, at_ms: i64) -> Option<(bool, bool)> {
         let run = self.runs.get_mut(id)?;
         let row = self.jobs.get_mut(id.job())?;
         let before = std::mem::replace(&mut run.write().state, state);
@@ -373,11 +474,74 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The counts of a new job.
-fn first_counts(new: &NewJob) -> BTreeMap<RunState, u64> {
-    let sent = new.targets.iter().filter(|t| t.dispatch_to.is_some()).count() as u64;
-    let all = [(RunState::Pending, new.targets.len() as u64 - sent), (RunState::Dispatched, sent)];
-    all.into_iter().filter(|(_, n)| *n > 0).collect()
+/// How an outcome is recorded.
+struct Reading {
+    state: RunState,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+/// Reads an agent's word in the light of what is on record.
+fn reading(run: &Run, told: &Settlement) -> Reading {
+    let says = |state, reason: &str, message: &str| Reading {
+        state,
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+    };
+    let same = run.attempt == told.attempt;
+    match told.state {
+        // It was started, and the journal does not know it: how it ended nobody can say.
+        RunState::Expired if same && run.started_ms.is_some() => {
+            says(RunState::Unknown, "result-lost", "it was started, and the agent does not know it any more")
+        }
+        RunState::Expired if run.direct => {
+            says(RunState::Rejected, "not-connected", "the agent did not get it while it was wanted")
+        }
+        // Why it was cancelled is known better here.
+        RunState::Cancelled
+            if told.started_ms.is_none() && run.cancel_requested_ms.is_some() && run.reason.is_some() =>
+        {
+            Reading { state: told.state, reason: run.reason.clone(), message: run.message.clone() }
+        }
+        state => Reading { state, reason: told.reason.clone(), message: told.message.clone() },
+    }
+}
+
+fn recovered_job(found: &Recovered, request_id: RequestId) -> Job {
+    Job {
+        id: found.run.job().clone(),
+        request_digest: Digest::of(request_id.as_str().as_bytes()),
+        request_id,
+        by: "unknown".into(),
+        title: "recovered".into(),
+        created_ms: found.at_ms,
+        expires_ms: found.at_ms,
+        retry_of: None,
+        offline: Offline::Wait,
+        counts: BTreeMap::new(),
+        ended_ms: None,
+        priority: 0,
+        latest_only: None,
+        direct: false,
+        retry: None,
+    }
+}
+
+fn recovered_run(found: &Recovered) -> Run {
+    let target = NewRun {
+        zone: found.zone.clone(),
+        agent: found.agent.clone(),
+        agent_key: found.agent_key.clone(),
+        dispatch_to: None,
+        refused: None,
+    };
+    Run {
+        state: RunState::Running,
+        attempt: found.attempt,
+        incarnation: Some(found.incarnation),
+        dispatched_ms: Some(found.at_ms),
+        ..Run::pending(found.run.clone(), &target, found.at_ms)
+    }
 }
 
 /// A refusal of what the agent has already taken says nothing about how that ends.

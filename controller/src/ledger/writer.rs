@@ -3,6 +3,7 @@
 //! A lone command costs one trip to the database's thread, that begins, writes and commits, and one before it that
 //! loads what is not [`Recent`]. A batch costs the same number of syncs as a lone command.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::mpsc;
 
-use sally_common::id::JobId;
+use sally_common::id::{JobId, RequestId};
 
 use super::command::{Answer, Command, Request};
 use super::error::{LedgerError, explain};
@@ -32,6 +33,8 @@ pub(super) struct Writer {
     /// Held as long as this task may write.
     lock: File,
     recent: Recent,
+    /// Request ids that were cancelled before they were submitted: when, and whether without TERM.
+    cancelled: HashMap<RequestId, (i64, bool)>,
 }
 
 /// Runs until every handle is gone or the channel is closed, and what waits is answered.
@@ -94,8 +97,41 @@ fn touches(command: &Command, new: &[JobId]) -> bool {
 
 impl Writer {
     /// A writer on an open database.
-    pub(super) fn new(path: PathBuf, db: SqliteConnection, lock: File) -> Self {
-        Self { path, db, lock, recent: Recent::default() }
+    pub(super) fn new(
+        path: PathBuf,
+        db: SqliteConnection,
+        lock: File,
+        cancelled: HashMap<RequestId, (i64, bool)>,
+    ) -> Self {
+        Self { path, db, lock, recent: Recent::default(), cancelled }
+    }
+
+    /// Tells a batch which of its request ids were cancelled before.
+    fn lend_cancelled(&self, work: &mut Work<'_>, commands: &[&Command]) {
+        work.cancelled_count = self.cancelled.len();
+        if self.cancelled.is_empty() {
+            return;
+        }
+        for command in commands {
+            let request = match command {
+                Command::Submit(new) => &new.request_id,
+                Command::CancelRequest { request, .. } => request,
+                _ => continue,
+            };
+            if let Some(known) = self.cancelled.get(request) {
+                work.cancelled.insert(request.clone(), *known);
+            }
+        }
+    }
+
+    fn learn(&mut self, work: Work<'_>) {
+        for (request, at_ms, hard) in &work.tombstones {
+            self.cancelled.insert(request.clone(), (*at_ms, *hard));
+        }
+        if let Some(before_ms) = work.forget_requests {
+            self.cancelled.retain(|_, (at_ms, _)| *at_ms >= before_ms);
+        }
+        self.recent.learn(work);
     }
 
     /// Commits a batch and answers it. If it fails as a whole, each command gets a transaction of its
@@ -132,6 +168,7 @@ impl Writer {
     ) -> Result<Vec<Result<Answer, LedgerError>>, LedgerError> {
         let mut work = Work::default();
         self.recent.lend(&mut work, commands);
+        self.lend_cancelled(&mut work, commands);
         let loaded = load(&mut self.db, &mut work, commands, trusting).await;
         loaded.map_err(|e| explain(&self.path, &e))?;
         let answers = commands.iter().map(|c| work.decide(c)).collect();
@@ -141,7 +178,7 @@ impl Writer {
             let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.db).await;
             return Err(explain(&self.path, &error));
         }
-        self.recent.learn(work);
+        self.learn(work);
         Ok(answers)
     }
 }

@@ -8,17 +8,18 @@ use sally_common::name::User;
 use sally_common::nats::accounts::is_caller_inbox;
 use sally_common::wire;
 use sally_common::wire::api::{
-    AgentPage, ApiError, BlobStored, Call, Cancelled, ErrorCode, HEADER_PART, Hello, JobPage, LogPart, Reply,
-    ReplyOutcome, Request, Resolved, RunPage,
+    AgentPage, ApiError, BlobStored, Call, Cancelled, ErrorCode, HEADER_PART, Hello, JobPage, LogPart,
+    OrderText, Reply, ReplyOutcome, Request, RequestCancelled, Resolved, RunPage,
 };
+use sally_common::wire::command::Lane;
 use sally_common::wire::record::{JobRecord, RunState};
 use sally_common::wire::{Envelope, Kind, Refusal, VERSION};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::submission::{internal, submit, usage};
-use super::{Service, records};
-use crate::ledger::{FoundJob, Job};
+use super::{Service, agents, records};
+use crate::ledger::{Cancellation, FoundJob, Job};
 use crate::store::{LogKey, Stream};
 
 /// A request older or newer than this by the controller's clock is refused.
@@ -159,13 +160,24 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             let (part, bytes) = log(service, &run, &stream, offset).await?;
             Ok(Answer { bytes: Some(bytes), ..value(&part)? })
         }
-        Call::CancelRequest { .. }
-        | Call::Order { .. }
-        | Call::Waiting { .. }
-        | Call::Purge { .. }
-        | Call::Drain { .. }
-        | Call::Ping { .. }
-        | Call::Forget { .. } => Err(usage("this controller cannot do this yet".into(), None)),
+        Call::CancelRequest { request_id, hard } => {
+            let cancelled = service.ledger.cancel_request(&request_id, now_ms(), hard).await;
+            value(&match cancelled.map_err(internal)? {
+                Some(cancellation) => {
+                    let Cancelled { job, runs } = tell_cancelled(service, &cancellation).await;
+                    RequestCancelled { job: Some(job), runs }
+                }
+                None => RequestCancelled { job: None, runs: 0 },
+            })
+        }
+        Call::Order { job } => value(&order(service, &job).await?),
+        Call::Waiting { zone, agent, from, limit } => {
+            value(&agents::waiting(service, &zone, &agent, from, limit).await?)
+        }
+        Call::Purge { targets } => value(&agents::purge(service, caller, &targets).await?),
+        Call::Drain { targets, drain } => value(&agents::drain(service, &targets, drain).await?),
+        Call::Ping { targets, wait_ms } => value(&agents::ping(service, &targets, wait_ms).await?),
+        Call::Forget { zone, agent } => value(&agents::forget(service, caller, &zone, &agent).await?),
         Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
         Call::Watch { job, inbox, output } => {
             if !is_caller_inbox(&inbox) {
@@ -237,7 +249,10 @@ async fn runs(
             break;
         }
         // Reports may be large: one at a time.
-        let report = service.ledger.report_of(&run.id).await.map_err(internal)?;
+        let report = match run.state.is_end() {
+            true => service.ledger.report_of(&run.id).await.map_err(internal)?,
+            false => None,
+        };
         let record = if content {
             service.whole_record(run, row.created_ms, report.as_ref()).await
         } else {
@@ -290,10 +305,31 @@ async fn log(
     })
 }
 
+async fn order(service: &Service, id: &JobId) -> Result<OrderText, ApiError> {
+    let job = job_of(service, id).await?;
+    let order = service.ledger.order_of(&job.id).await.map_err(internal)?;
+    let order = order.and_then(|(order, signatures)| {
+        Some((String::from_utf8(order).ok()?, serde_json::from_str(&signatures).ok()?))
+    });
+    let Some((order, signatures)) = order else {
+        return Err(ApiError {
+            code: ErrorCode::NotFound,
+            message: format!("the order of job {} is not on record", job.id),
+            hint: Some("a job that was recovered from what agents held has none".into()),
+        });
+    };
+    let lane = if job.direct { Lane::Direct } else { Lane::Queue };
+    Ok(OrderText { order, signatures, offline: job.offline, priority: job.priority, lane })
+}
+
 async fn cancel(service: &Service, id: &str, hard: bool) -> Result<Cancelled, ApiError> {
     let job = find(service, id).await?;
     let cancellation = service.ledger.cancel(&job.id, now_ms(), hard).await.map_err(internal)?;
     let Some(cancellation) = cancellation else { return Err(internal("the job has gone")) };
+    Ok(tell_cancelled(service, &cancellation).await)
+}
+
+async fn tell_cancelled(service: &Service, cancellation: &Cancellation) -> Cancelled {
     service.send_cancels(&cancellation.tell).await;
     for run in &cancellation.cancelled {
         let record = records::run_head(run, cancellation.job.created_ms);
@@ -305,5 +341,5 @@ async fn cancel(service: &Service, id: &str, hard: bool) -> Result<Cancelled, Ap
     }
     let told = cancellation.tell.iter().filter(|r| !r.state.is_end()).count();
     let meant = told + cancellation.cancelled.len();
-    Ok(Cancelled { job: record, runs: meant as u64 })
+    Cancelled { job: record, runs: meant as u64 }
 }

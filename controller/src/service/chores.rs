@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sally_common::clock::now_ms;
-use sally_common::id::{JobId, RunId};
+use sally_common::id::{JobId, Nonce, RunId};
 use sally_common::wire::record::RunState;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
-use super::{Service, inbound};
+use super::{Service, direct, inbound};
 use crate::ledger::LedgerError;
 
 /// How often the ledger is looked at.
@@ -24,6 +24,9 @@ const NUDGES: u32 = 500;
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// Jobs are kept this long after their end.
 const JOBS_KEPT_MS: i64 = 90 * 24 * 3600 * 1000;
+
+/// A request id that was cancelled before its submission came is remembered this long.
+const REQUESTS_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 
 struct Nudge {
     next_ms: i64,
@@ -65,7 +68,43 @@ async fn once(service: &Service, nudges: &mut HashMap<RunId, Nudge>) -> Result<(
             }
         }
     }
+    retry(service, now).await?;
+    direct::give_up(service, now).await?;
+    let hints = service.fleet().to_hint(now);
+    for (zone, agent) in hints {
+        service.hint(&zone, &agent).await?;
+    }
+    // Two that use one identity are told apart by who is still there.
+    let doubled = service.fleet().doubled(now);
+    for (zone, agent) in doubled {
+        service.probe(&zone, &agent, Nonce::generate()).await;
+    }
     nudge(service, nudges, now).await
+}
+
+/// Sends the next attempts whose pause is over, to agents that are there and not behind; others get them in
+/// their order.
+async fn retry(service: &Service, now: i64) -> Result<(), LedgerError> {
+    if service.ledger.next_retry().await?.is_none_or(|at| at > now) {
+        return Ok(());
+    }
+    let changes = service.ledger.release(now).await?;
+    let mut ready = Vec::new();
+    {
+        let mut fleet = service.fleet();
+        for run in changes.iter().map(|change| &change.run) {
+            let Some(member) = fleet.get_mut(&run.zone, &run.agent) else { continue };
+            if member.takes_work(now) && !member.behind {
+                ready.push(run.clone());
+            } else {
+                member.behind = true;
+            }
+        }
+    }
+    for change in &changes {
+        inbound::tell(service, change, None).await;
+    }
+    service.dispatch(&ready).await.map(|_| ())
 }
 
 /// Says dispatches again of which nothing was heard. The agent answers duplicates from its journal.
@@ -112,5 +151,8 @@ async fn sweep(service: &Service) {
     }
     if let Err(error) = service.ledger.prune(now_ms() - JOBS_KEPT_MS, 1_000).await {
         tracing::warn!(%error, "cannot remove old jobs");
+    }
+    if let Err(error) = service.ledger.forget_requests(now_ms() - REQUESTS_KEPT_MS).await {
+        tracing::warn!(%error, "cannot remove old cancellations");
     }
 }

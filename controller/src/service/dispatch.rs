@@ -4,11 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 
 use sally_common::clock::now_ms;
-use sally_common::id::{Digest, JobId};
+use sally_common::id::{Digest, JobId, Nonce};
 use sally_common::limit::LIVE_MESSAGE_MAX;
+use sally_common::name::{Agent, Zone};
 use sally_common::subject::Channel;
-use sally_common::wire::command::{Cancel, Dispatch, To};
-use sally_common::wire::record::{AgentState, RunState};
+use sally_common::wire::command::{Cancel, Dispatch, Lane, To};
+use sally_common::wire::record::RunState;
 use sally_common::wire::{Envelope, Kind, OrderSignature, VERSION};
 
 use super::Service;
@@ -16,6 +17,8 @@ use crate::ledger::{DispatchMark, LedgerError, Run};
 
 /// Orders kept in memory; others are read from the ledger.
 const ORDERS_KEPT: usize = 128;
+/// Runs of one hint, whatever slots an agent says it has.
+const HINT_MAX: u32 = 64;
 
 /// An order as it travels.
 #[derive(Debug, Clone)]
@@ -95,7 +98,7 @@ impl Service {
             let fleet = self.fleet();
             for run in runs {
                 let Some(member) = fleet.get(&run.zone, &run.agent) else { continue };
-                if member.state(now) == AgentState::Offline || member.enrolled.key != run.agent_key {
+                if !member.takes_work(now) || member.enrolled.key != run.agent_key {
                     continue;
                 }
                 if let Some(to) = member.address() {
@@ -103,18 +106,50 @@ impl Service {
                 }
             }
         }
-        self.send(ready, now).await
+        self.send(ready, None, now).await
     }
 
-    /// Dispatches these runs to an agent that has just spoken.
-    pub async fn dispatch_to(&self, to: &To, runs: &[Run]) -> Result<usize, LedgerError> {
+    /// Dispatches these runs to an agent as part of the answer to its question.
+    pub async fn dispatch_to(&self, to: &To, runs: &[Run], answers: Nonce) -> Result<usize, LedgerError> {
         let ready = runs.iter().map(|run| (run, to.clone(), next_attempt(run))).collect();
-        self.send(ready, now_ms()).await
+        self.send(ready, Some(answers), now_ms()).await
+    }
+
+    /// Dispatches what is first in an agent's order, one run more than it has slots: what it cannot take now tells
+    /// it to ask.
+    pub async fn hint(&self, zone: &Zone, agent: &Agent) -> Result<(), LedgerError> {
+        let slots = {
+            let fleet = self.fleet();
+            let member = fleet.get(zone, agent).filter(|m| m.takes_work(now_ms()));
+            let Some(member) = member else { return Ok(()) };
+            member.heartbeat.as_ref().map_or(1, |b| b.slots.total).clamp(1, HINT_MAX)
+        };
+        let mut first = self.ledger.waiting_for(zone, agent, slots + 2).await?;
+        let more = first.len() > slots as usize + 1;
+        first.truncate(slots as usize + 1);
+        if let Some(member) = self.fleet().get_mut(zone, agent) {
+            member.behind = more;
+        }
+        self.dispatch(&first).await.map(|_| ())
+    }
+
+    /// Asks an agent how these runs stand, by dispatches that have expired: who knows them says so, who does not
+    /// refuses them, and nothing is started.
+    pub async fn ask_about(&self, to: &To, runs: &[Run]) -> Result<(), LedgerError> {
+        let now = now_ms();
+        for run in runs {
+            let Some(order) = self.order(run.id.job()).await? else { continue };
+            let asked = Run { expires_ms: now - 1, ..run.clone() };
+            let envelope = self.seal_dispatch(&asked, to.clone(), run.attempt, &order, None, now);
+            let subject = self.prefix.agent(Channel::Live, &to.zone, &to.agent);
+            self.publish(subject, envelope).await;
+        }
+        Ok(())
     }
 
     /// Publishes the first dispatches of a new job's runs: those that were recorded as dispatched.
     pub async fn publish_first(&self, runs: &[Run], order: &OrderBytes, now: i64) {
-        for run in runs {
+        for run in runs.iter().filter(|run| run.state == RunState::Dispatched) {
             let Some(incarnation) = run.incarnation else { continue };
             let to = To {
                 zone: run.zone.clone(),
@@ -122,11 +157,16 @@ impl Service {
                 agent_key: run.agent_key.clone(),
                 incarnation,
             };
-            self.publish_dispatch(run, to, run.attempt, order, now).await;
+            self.publish_dispatch(run, to, run.attempt, order, None, now).await;
         }
     }
 
-    async fn send(&self, ready: Vec<(&Run, To, u32)>, now: i64) -> Result<usize, LedgerError> {
+    async fn send(
+        &self,
+        ready: Vec<(&Run, To, u32)>,
+        answers: Option<Nonce>,
+        now: i64,
+    ) -> Result<usize, LedgerError> {
         // What is on record as dispatched to this incarnation under this attempt needs no new mark.
         let is_marked = |run: &Run, to: &To, attempt: u32| {
             run.state == RunState::Dispatched
@@ -150,14 +190,38 @@ impl Service {
                 continue;
             }
             let Some(order) = self.order(run.id.job()).await? else { continue };
-            self.publish_dispatch(run, to, attempt, &order, now).await;
+            self.publish_dispatch(run, to, attempt, &order, answers, now).await;
             sent += 1;
         }
         Ok(sent)
     }
 
-    async fn publish_dispatch(&self, run: &Run, to: To, attempt: u32, order: &OrderBytes, now: i64) {
+    async fn publish_dispatch(
+        &self,
+        run: &Run,
+        to: To,
+        attempt: u32,
+        order: &OrderBytes,
+        answers: Option<Nonce>,
+        now: i64,
+    ) {
         let subject = self.prefix.agent(Channel::Task, &to.zone, &to.agent);
+        let envelope = self.seal_dispatch(run, to, attempt, order, answers, now);
+        match run.direct {
+            true => self.publish_direct(run, attempt, envelope).await,
+            false => self.publish(subject, envelope).await,
+        }
+    }
+
+    fn seal_dispatch(
+        &self,
+        run: &Run,
+        to: To,
+        attempt: u32,
+        order: &OrderBytes,
+        answers: Option<Nonce>,
+        now: i64,
+    ) -> Envelope {
         let mut dispatch = Dispatch {
             v: VERSION,
             to,
@@ -169,15 +233,15 @@ impl Service {
             order_bytes: order.text.len() as u64,
             order: Some(order.text.as_ref().to_owned()),
             order_signatures: order.signatures.to_vec(),
-            answers: None,
-            lane: sally_common::wire::command::Lane::Queue,
+            answers,
+            lane: if run.direct { Lane::Direct } else { Lane::Queue },
         };
-        let mut envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
-        if envelope.body.len() > LIVE_MESSAGE_MAX {
-            dispatch.order = None;
-            envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
+        let envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
+        if envelope.body.len() <= LIVE_MESSAGE_MAX {
+            return envelope;
         }
-        self.publish(subject, envelope).await;
+        dispatch.order = None;
+        Envelope::seal(Kind::Dispatch, &self.key, &dispatch)
     }
 
     /// Tells agents to end these runs.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sally_common::clock::rfc3339;
-use sally_common::id::Incarnation;
+use sally_common::id::{Incarnation, Nonce};
 use sally_common::key::PublicKey;
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::{Targets, is_glob, pattern_matches};
@@ -13,8 +13,16 @@ use sally_common::wire::command::To;
 use sally_common::wire::record::{AgentRecord, AgentState};
 use sally_common::wire::report::{AgentCondition, Heartbeat};
 
+use super::presence::Presence;
 use super::settings::Enrolled;
 use crate::ledger::AgentRow;
+
+/// The first and the longest pause between two hints at what waits, milliseconds.
+const HINT_FIRST_MS: i64 = 1_000;
+const HINT_MAX_MS: i64 = 60_000;
+
+/// What is wrong with an agent whose journal and key two processes use.
+pub const TWO_PROCESSES: &str = "two processes use this identity: stop one of them, and enroll its host anew";
 
 /// One agent.
 #[derive(Debug, Clone)]
@@ -25,10 +33,22 @@ pub struct Member {
     pub incarnation: Option<Incarnation>,
     /// The counter of the last report.
     pub counter: u64,
+    /// The process that speaks, and the counter that was heard before it did: it must be above that.
+    pub floor: (Option<Nonce>, u64),
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
     /// When anything signed was last heard, by the controller's wall clock.
     pub seen_ms: Option<i64>,
+    /// Whether it was told to get no new work.
+    pub drained: bool,
+    /// Whether work waits for it that it was not sent: what comes now stays behind that.
+    pub behind: bool,
+    /// When it is hinted at what waits, and the pause after that; the controller's wall clock, milliseconds.
+    pub hint: (i64, i64),
+    /// Whether it has asked for work since this controller started.
+    pub greeted: bool,
+    /// Which process speaks for it.
+    pub presence: Presence,
 }
 
 impl Member {
@@ -39,6 +59,74 @@ impl Member {
                 AgentState::judge(now_ms - seen, beat.interval_s, beat.goodbye.is_some())
             }
             _ => AgentState::Offline,
+        }
+    }
+
+    /// One that has never spoken.
+    fn new(enrolled: Enrolled) -> Self {
+        Self {
+            enrolled,
+            incarnation: None,
+            counter: 0,
+            floor: (None, 0),
+            heartbeat: None,
+            seen_ms: None,
+            drained: false,
+            behind: false,
+            hint: (0, HINT_FIRST_MS),
+            greeted: false,
+            presence: Presence::default(),
+        }
+    }
+
+    /// As if it had never spoken.
+    pub fn forget(&mut self) {
+        *self = Self::new(self.enrolled.clone());
+    }
+
+    /// Whether it may be sent new work at this moment.
+    pub fn takes_work(&self, now_ms: i64) -> bool {
+        self.state(now_ms) != AgentState::Offline && !self.drained && !self.presence.is_two(now_ms)
+    }
+
+    /// Whether it is time to hint at what waits for it; each time the pause doubles until it asks.
+    pub fn hint_is_due(&mut self, now_ms: i64) -> bool {
+        let (next_ms, pause_ms) = self.hint;
+        if now_ms < next_ms || !self.takes_work(now_ms) {
+            return false;
+        }
+        self.hint = (now_ms + pause_ms, (pause_ms * 2).min(HINT_MAX_MS));
+        true
+    }
+
+    /// The counter that this process must be above: an older copy of the journal is not. Of the same process
+    /// questions and heartbeats may overtake each other.
+    pub fn floor(&self, instance: Option<Nonce>) -> u64 {
+        if instance.is_some() && self.floor.0 == instance { self.floor.1 } else { self.counter }
+    }
+
+    /// It speaks with this journal now; the counter of another one says nothing of it.
+    pub fn is_now(&mut self, incarnation: Incarnation) {
+        if self.incarnation != Some(incarnation) {
+            (self.incarnation, self.counter, self.floor.1) = (Some(incarnation), 0, 0);
+        }
+    }
+
+    /// It has asked, and so many dispatches wait beyond what it was sent.
+    pub fn asked(&mut self, now_ms: i64, waiting: usize) {
+        self.behind = waiting > 0;
+        self.hint = (now_ms + HINT_FIRST_MS, HINT_FIRST_MS);
+        self.greeted = true;
+    }
+
+    /// Itself as a target.
+    pub fn target(&self, now_ms: i64) -> Target {
+        Target {
+            zone: self.enrolled.zone.clone(),
+            agent: self.enrolled.agent.clone(),
+            online: self.state(now_ms) != AgentState::Offline,
+            agent_key: Some(self.enrolled.key.clone()),
+            curve_key: self.heartbeat.as_ref().and_then(|b| b.curve_key.clone()),
         }
     }
 
@@ -80,10 +168,10 @@ impl Member {
                 .unwrap_or_default(),
             last_error: beat.and_then(|b| b.last_error.clone()),
             waiting,
-            draining: beat.is_some_and(|b| b.state == AgentCondition::Draining),
+            draining: self.drained || beat.is_some_and(|b| b.state == AgentCondition::Draining),
             deferring: beat.and_then(|b| b.deferring.clone()),
             lost: beat.map(|b| b.lost.clone()).unwrap_or_default(),
-            problem: None,
+            problem: self.presence.is_two(now_ms).then(|| TWO_PROCESSES.to_owned()),
         }
     }
 }
@@ -101,7 +189,7 @@ impl Fleet {
             .into_iter()
             .map(|e| {
                 let key = (e.zone.clone(), e.agent.clone());
-                (key, Member { enrolled: e, incarnation: None, counter: 0, heartbeat: None, seen_ms: None })
+                (key, Member::new(e))
             })
             .collect();
         for row in rows {
@@ -115,6 +203,28 @@ impl Fleet {
             }
         }
         Self { members }
+    }
+
+    /// Notes who is drained, and for whom work waits.
+    pub fn note(&mut self, drained: &[(Zone, Agent)], behind: &[(Zone, Agent)]) {
+        for key in drained {
+            self.members.entry(key.clone()).and_modify(|m| m.drained = true);
+        }
+        for key in behind {
+            self.members.entry(key.clone()).and_modify(|m| m.behind = true);
+        }
+    }
+
+    /// Agents to hint at what waits for them.
+    pub fn to_hint(&mut self, now_ms: i64) -> Vec<(Zone, Agent)> {
+        let due = |m: &mut Member| m.behind && m.hint_is_due(now_ms);
+        self.members.iter_mut().filter_map(|(key, m)| due(m).then(|| key.clone())).collect()
+    }
+
+    /// Agents whose identity two processes use.
+    pub fn doubled(&self, now_ms: i64) -> Vec<(Zone, Agent)> {
+        let two = self.members.iter().filter(|(_, m)| m.presence.is_two(now_ms));
+        two.map(|(key, _)| key.clone()).collect()
     }
 
     /// An agent.
@@ -157,14 +267,7 @@ impl Fleet {
                 targets.matches(&m.enrolled.zone, &m.enrolled.agent, labels.unwrap_or(&none))
             })
             .map(|m| {
-                let online = m.state(now_ms) != AgentState::Offline;
-                let target = Target {
-                    zone: m.enrolled.zone.clone(),
-                    agent: m.enrolled.agent.clone(),
-                    online,
-                    agent_key: Some(m.enrolled.key.clone()),
-                    curve_key: m.heartbeat.as_ref().and_then(|b| b.curve_key.clone()),
-                };
+                let target = m.target(now_ms);
                 (m.enrolled.clone(), target)
             })
             .collect();

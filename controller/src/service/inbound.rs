@@ -1,24 +1,31 @@
 //! What agents say: checked, recorded, receipted.
 
 use sally_common::clock::now_ms;
-use sally_common::id::Digest;
+use sally_common::id::{Digest, Nonce};
 use sally_common::key::{PublicKey, Signature};
 use sally_common::limit::{BLOB_CHUNK, RESULT_MESSAGE_MAX, SMALL_MESSAGE_MAX};
 use sally_common::name::{Agent, Zone};
 use sally_common::subject::Channel;
 use sally_common::wire::command::{Answer, Chunk, Receipt, RunAttempt, Stored, To};
+use sally_common::wire::record::{AgentState, RunState};
 use sally_common::wire::report::{Ask, From, Heartbeat, News, Question, ResultMessage, State};
 use sally_common::wire::{self, Envelope, HEADER_SIGNATURE, Kind, Refusal, VERSION, join_head};
 
+use super::fleet::TWO_PROCESSES;
+use super::presence::Verdict;
 use super::{Service, records};
 use crate::ledger::{
-    AgentSeen, Change, LedgerError, Noted, ProgressMark, Refused, Report, ReportKind, Seen, Settled,
-    Settlement, StartMark,
+    AgentSeen, Change, LedgerError, Noted, ProgressMark, Recovered, Refused, Report, ReportKind, Run, Seen,
+    Settled, Settlement, StartMark, jitter,
 };
 use crate::store::{Finished, LogKey, StoreError, Stream};
 
 /// Runs looked at for one question. An agent that has more waiting asks again.
-const WAITING_READ: u32 = 600;
+const WAITING_READ: u32 = 1_024;
+/// Runs in doubt that are asked about for one question.
+const DOUBTS_READ: u32 = 100;
+/// What was dispatched later than this before a question may have crossed it on its way.
+const DOUBT_AFTER_MS: i64 = 2_000;
 /// Cancellations told for one question.
 const CANCELS_READ: u32 = 1_000;
 /// Chunks that one question may bring, whatever it says.
@@ -142,11 +149,20 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         finished_ms: message.finished_ms,
         duration_ms: message.duration_ms,
         result_state: Some(message.result_state),
+        retryable: message.failure.as_ref().map(|f| f.retryable),
+        jitter: jitter(),
         report: signed.report(ReportKind::Result)?,
         at_ms: now_ms(),
     };
     sally_common::fail::point("controller.result.before-commit");
-    let settled = service.ledger.settle(settlement).await?;
+    let mut settled = service.ledger.settle(settlement.clone()).await?;
+    if matches!(settled, Settled::Unknown) {
+        // The ledger was lost, or is an older copy: what its agent still holds comes back.
+        let held = RunAttempt { run: message.run.clone(), attempt: message.attempt };
+        if recover(service, &signed, &message.from, &[held]).await? {
+            settled = service.ledger.settle(settlement).await?;
+        }
+    }
     sally_common::fail::point("controller.result.after-commit");
     // Whoever waits for the end hears of it first; the agent can wait for its receipt.
     if let Settled::Committed(change) = &settled {
@@ -206,6 +222,8 @@ pub async fn receipt(service: &Service, to: To, run: sally_common::id::RunId, at
 /// Tells watchers of a change.
 pub async fn tell(service: &Service, change: &Change, message: Option<&ResultMessage>) {
     let mut record = records::run_head(&change.run, change.job.created_ms);
+    // What an attempt said that is followed by another one is not the run's last word.
+    let message = message.filter(|_| change.run.state.is_end());
     let whole = message.is_none_or(|m| records::add_report(&mut record, m));
     let ended = change.job_ended.then(|| records::job(&change.job));
     service.tell_run(&change.job.id, record, whole, ended).await;
@@ -217,8 +235,14 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let (run, attempt, agent_key) = (state.run.clone(), state.attempt, signed.key.clone());
     let incarnation = state.from.incarnation;
     service.fleet_heard(&signed.zone, &signed.agent);
-    let noted = match state.news {
-        News::Accepted | News::Deferred { .. } | News::Ended { .. } | News::Other => return Ok(()),
+    let noted = match state.news.clone() {
+        News::Accepted | News::Other => return Ok(()),
+        News::Deferred { reason, message } => {
+            return deferred(service, &signed, &state, reason, message).await;
+        }
+        News::Ended { attempt, state: end, exit_code, finished_ms, .. } => {
+            return ended(service, &signed, &state, attempt, end, exit_code, finished_ms).await;
+        }
         News::Started { started_ms } => {
             sally_common::fail::point("controller.started.before-commit");
             service.ledger.started(StartMark { run, attempt, agent_key, incarnation, started_ms }).await?
@@ -248,10 +272,111 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
+/// What waits in the queue is said again; the direct lane waits for nobody.
+async fn deferred(
+    service: &Service,
+    signed: &Signed<'_>,
+    state: &State,
+    reason: Refusal,
+    message: Option<String>,
+) -> Result<(), Problem> {
+    let run = service.ledger.run(&state.run).await?;
+    if !run.is_some_and(|r| r.direct && r.attempt == state.attempt && r.agent_key == signed.key) {
+        return Ok(());
+    }
+    let refused = Refused {
+        run: state.run.clone(),
+        attempt: state.attempt,
+        agent_key: signed.key.clone(),
+        incarnation: state.from.incarnation,
+        reason: reason.code(),
+        message: message.unwrap_or_else(|| reason.to_string()),
+        report: signed.report(ReportKind::State)?,
+        at_ms: now_ms(),
+    };
+    if let Settled::Committed(change) = service.ledger.refuse(refused).await? {
+        tell(service, &change, None).await;
+    }
+    Ok(())
+}
+
+/// What a journal remembers of a run whose result another ledger receipted.
+async fn ended(
+    service: &Service,
+    signed: &Signed<'_>,
+    state: &State,
+    attempt: u32,
+    end: RunState,
+    exit_code: Option<i32>,
+    finished_ms: i64,
+) -> Result<(), Problem> {
+    if !end.is_end() {
+        return Err(Refusal::Malformed.into());
+    }
+    let message = "the result was receipted by another ledger than this one; only how it ended is known";
+    let settlement = Settlement {
+        run: state.run.clone(),
+        attempt,
+        agent_key: signed.key.clone(),
+        incarnation: state.from.incarnation,
+        state: end,
+        exit_code,
+        signal: None,
+        reason: Some("result-lost".into()),
+        message: Some(message.into()),
+        // It did start, when is forgotten.
+        started_ms: Some(finished_ms).filter(|_| !matches!(end, RunState::Rejected | RunState::Expired)),
+        finished_ms,
+        duration_ms: None,
+        result_state: None,
+        retryable: None,
+        jitter: jitter(),
+        report: signed.report(ReportKind::State)?,
+        at_ms: now_ms(),
+    };
+    match service.ledger.settle(settlement).await? {
+        Settled::Committed(change) => tell(service, &change, None).await,
+        Settled::NotIts => return Err(Refusal::Misdirected.into()),
+        Settled::Duplicate { .. } | Settled::Stale { .. } | Settled::Unknown => {}
+    }
+    Ok(())
+}
+
+/// Makes records for runs that an agent holds and the ledger does not know.
+async fn recover(
+    service: &Service,
+    signed: &Signed<'_>,
+    from: &From,
+    held: &[RunAttempt],
+) -> Result<bool, Problem> {
+    let found = held.iter().filter(|h| h.attempt > 0).map(|h| Recovered {
+        run: h.run.clone(),
+        attempt: h.attempt,
+        zone: signed.zone.clone(),
+        agent: signed.agent.clone(),
+        agent_key: signed.key.clone(),
+        incarnation: from.incarnation,
+        at_ms: now_ms(),
+    });
+    let found: Vec<Recovered> = found.collect();
+    if found.is_empty() {
+        return Ok(false);
+    }
+    let known = service.ledger.recover(found).await?;
+    if known.contains(&false) {
+        tracing::warn!(agent = %signed.agent, zone = %signed.zone, "holds runs that are not on record and not taken up");
+    }
+    Ok(known.contains(&true))
+}
+
 async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let beat: Heartbeat = wire::read(&signed.message.payload)?;
     signed.is_from(&beat.from)?;
     let seen_ms = now_ms();
+    if let Some(nonce) = beat.probe {
+        service.answered(&signed.zone, &signed.agent, nonce, beat.sent_ms);
+    }
+    presence(service, &signed, &beat.from, beat.instance, beat.goodbye.is_some(), seen_ms).await;
     let seen = AgentSeen {
         zone: signed.zone.clone(),
         name: signed.agent.clone(),
@@ -265,15 +390,20 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
     let answer = service.ledger.upsert_agents(vec![seen]).await?.into_iter().next();
     match answer {
         Some(Seen::Stale | Seen::OtherKey) | None => return Ok(()),
-        Some(Seen::NewIncarnation { .. }) => lost_journal(service, &signed, beat.from.incarnation).await?,
-        Some(Seen::New | Seen::Updated) => {}
+        // What the old journal held is settled when the new one has said what it holds: at its question.
+        Some(Seen::New | Seen::Updated | Seen::NewIncarnation { .. }) => {}
+    }
+    let greeted = service.fleet().get(&signed.zone, &signed.agent).is_some_and(|m| m.greeted);
+    if !greeted {
+        // Its slots may be full, so that it does not ask.
+        recover(service, &signed, &beat.from, &beat.running).await?;
     }
     let was_offline = {
         let mut fleet = service.fleet();
         let Some(member) = fleet.get_mut(&signed.zone, &signed.agent) else { return Ok(()) };
-        let was_offline = member.state(seen_ms) == sally_common::wire::record::AgentState::Offline;
-        member.incarnation = Some(beat.from.incarnation);
-        member.counter = beat.from.counter;
+        let was_offline = member.state(seen_ms) == AgentState::Offline;
+        member.is_now(beat.from.incarnation);
+        member.counter = member.counter.max(beat.from.counter);
         member.seen_ms = Some(seen_ms);
         member.heartbeat = Some(beat);
         was_offline
@@ -288,9 +418,11 @@ async fn lost_journal(
     service: &Service,
     signed: &Signed<'_>,
     incarnation: sally_common::id::Incarnation,
+    held: &[RunAttempt],
 ) -> Result<(), Problem> {
     loop {
-        let lost = service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, now_ms()).await?;
+        let lost =
+            service.ledger.lost_journal(&signed.zone, &signed.agent, incarnation, held, now_ms()).await?;
         for change in &lost.changes {
             tell(service, change, None).await;
         }
@@ -305,9 +437,7 @@ async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     signed.is_from(&ask.from)?;
     let to = signed.to(&ask.from);
     match ask.question {
-        Question::Work { credit, boot, ref held, .. } => {
-            work(service, &signed, &ask, to, credit, boot, held).await
-        }
+        Question::Work { .. } => work(service, &signed, &ask, to).await,
         Question::Blob { ref run, digest, offset, chunks } => {
             blob(service, &signed, to, run, digest, offset, chunks).await
         }
@@ -315,50 +445,117 @@ async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     }
 }
 
-async fn work(
+/// Notes which process speaks, and probes where there may be two.
+async fn presence(
     service: &Service,
     signed: &Signed<'_>,
-    ask: &Ask,
-    to: To,
-    credit: u32,
-    boot: bool,
-    held: &[RunAttempt],
-) -> Result<(), Problem> {
-    let before = service.fleet().get(&signed.zone, &signed.agent).map(|m| (m.incarnation, m.counter));
-    let (incarnation, counter) = before.unwrap_or((None, 0));
-    if boot && incarnation == Some(ask.from.incarnation) && ask.from.counter < counter {
-        // Questions and heartbeats may overtake each other by a few, a restored copy is far behind.
-        tracing::error!(agent = %signed.agent, zone = %signed.zone, "its journal is an old copy");
-        let message = "the journal is older than what this agent has reported: it was restored from a copy; \
-                       move it away, then the agent starts as a new incarnation";
-        return answer(service, to, ask, Some(message), 0).await;
-    }
-    if incarnation != Some(ask.from.incarnation) {
-        lost_journal(service, signed, ask.from.incarnation).await?;
-        if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
-            member.incarnation = Some(ask.from.incarnation);
+    from: &From,
+    instance: Option<Nonce>,
+    goodbye: bool,
+    now: i64,
+) -> Verdict {
+    let verdict = {
+        let mut fleet = service.fleet();
+        let member = fleet.get_mut(&signed.zone, &signed.agent);
+        let Some((member, instance)) = member.zip(instance) else { return Verdict::Welcome };
+        let gone = member.state(now) == AgentState::Offline;
+        if member.floor.0 != Some(instance) {
+            let same = member.incarnation == Some(from.incarnation);
+            member.floor = (Some(instance), if same { member.counter } else { 0 });
         }
+        member.presence.hear(instance, goodbye, gone, now)
+    };
+    match verdict {
+        Verdict::Probe => service.send_probe(signed.to(from), Nonce::generate()).await,
+        Verdict::Two => tracing::error!(agent = %signed.agent, zone = %signed.zone, "{TWO_PROCESSES}"),
+        Verdict::Welcome | Verdict::Wait => {}
     }
-    service.fleet_heard(&signed.zone, &signed.agent);
-    let cancels = service.ledger.to_cancel(&signed.zone, &signed.agent, CANCELS_READ).await?;
-    service.send_cancels(&cancels).await;
-    let waiting = service.ledger.waiting_for(&signed.zone, &signed.agent, WAITING_READ).await?;
-    let holds =
-        |run: &crate::ledger::Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
-    let due: Vec<_> = waiting.into_iter().filter(|run| !holds(run)).collect();
-    let now = due.len().min(credit as usize);
-    sally_common::fail::point("controller.ask.before-answer");
-    service.dispatch_to(&to, &due[..now]).await?;
-    answer(service, to, ask, None, (due.len() - now) as u64).await
+    verdict
 }
 
-async fn answer(
+/// Answers a question for work: first what it must not start, then what is in doubt, then what waits.
+async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Result<(), Problem> {
+    let Question::Work { credit, boot, ref held, instance, held_is_all } = ask.question else {
+        return Ok(());
+    };
+    match presence(service, signed, &ask.from, instance, false, now_ms()).await {
+        Verdict::Welcome => {}
+        // Another process may speak for this agent: it asks again in a moment.
+        Verdict::Probe | Verdict::Wait => return Ok(()),
+        Verdict::Two => return answer(service, to, ask, No::Refused(TWO_PROCESSES), 0).await,
+    }
+    let (before, counter, greeted, drained) = {
+        let fleet = service.fleet();
+        let member = fleet.get(&signed.zone, &signed.agent);
+        member.map_or((None, 0, false, false), |m| (m.incarnation, m.floor(instance), m.greeted, m.drained))
+    };
+    if boot && before == Some(ask.from.incarnation) && ask.from.counter < counter {
+        tracing::error!(agent = %signed.agent, zone = %signed.zone, "its journal is an old copy");
+        let message = "the journal is older than what this agent has reported: it was restored from a copy";
+        return answer(service, to, ask, No::Renew(message), 0).await;
+    }
+    if boot || before != Some(ask.from.incarnation) {
+        lost_journal(service, signed, ask.from.incarnation, held).await?;
+    }
+    if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
+        member.is_now(ask.from.incarnation);
+        member.counter = member.counter.max(ask.from.counter);
+        member.seen_ms = Some(now_ms());
+    }
+    if boot || !greeted {
+        recover(service, signed, &ask.from, held).await?;
+    }
+    let cancels = service.ledger.to_cancel(&signed.zone, &signed.agent, CANCELS_READ).await?;
+    service.send_cancels(&cancels).await;
+    let holds = |run: &Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
+    if held_is_all {
+        let before = now_ms() - DOUBT_AFTER_MS;
+        let (zone, agent) = (&signed.zone, &signed.agent);
+        let doubt = service.ledger.in_doubt(zone, agent, ask.from.incarnation, before, DOUBTS_READ).await?;
+        let doubt: Vec<_> = doubt.into_iter().filter(|run| !holds(run)).collect();
+        service.ask_about(&to, &doubt).await?;
+    }
+    let due = if drained { Vec::new() } else { due(service, signed, credit, held.len(), &holds).await? };
+    let now = due.len().min(credit as usize);
+    sally_common::fail::point("controller.ask.before-answer");
+    service.dispatch_to(&to, &due[..now], ask.nonce).await?;
+    if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
+        member.asked(now_ms(), due.len() - now);
+    }
+    answer(service, to, ask, No::Problem, (due.len() - now) as u64).await
+}
+
+/// What waits for an agent and is not held by it: at least one more than it has room for, if there is.
+async fn due(
     service: &Service,
-    to: To,
-    ask: &Ask,
-    message: Option<&str>,
-    waiting: u64,
-) -> Result<(), Problem> {
+    signed: &Signed<'_>,
+    credit: u32,
+    held: usize,
+    holds: &impl Fn(&Run) -> bool,
+) -> Result<Vec<Run>, Problem> {
+    let wanted = u32::try_from(held).unwrap_or(u32::MAX).saturating_add(credit).saturating_add(1);
+    // Few different numbers: each has a statement of its own.
+    let limit = wanted.clamp(8, WAITING_READ).next_power_of_two();
+    let waiting = service.ledger.waiting_for(&signed.zone, &signed.agent, limit).await?;
+    Ok(waiting.into_iter().filter(|run| !holds(run)).collect())
+}
+
+/// Whether an answer is no welcome.
+enum No {
+    /// It is one.
+    Problem,
+    /// Not now, and why.
+    Refused(&'static str),
+    /// Not as this incarnation, and why.
+    Renew(&'static str),
+}
+
+async fn answer(service: &Service, to: To, ask: &Ask, no: No, waiting: u64) -> Result<(), Problem> {
+    let (message, renew) = match no {
+        No::Problem => (None, false),
+        No::Refused(message) => (Some(message), false),
+        No::Renew(message) => (Some(message), true),
+    };
     let subject = service.prefix.agent(Channel::Live, &to.zone, &to.agent);
     let answer = Answer {
         v: VERSION,
@@ -368,7 +565,7 @@ async fn answer(
         welcome: message.is_none(),
         message: message.map(str::to_owned),
         waiting,
-        renew: false,
+        renew,
     };
     service.publish(subject, Envelope::seal(Kind::Answer, &service.key, &answer)).await;
     Ok(())

@@ -3,36 +3,43 @@
 //! In reading order:
 //! - [`settings`]: what it is given, checked. This file starts and stops it.
 //! - [`fleet`]: the agents as the controller sees them. [`records`]: from rows to what people are shown.
-//! - [`api`]: what callers ask; [`submission`] the one way in for work.
-//! - [`dispatch`]: orders bound to agents; [`inbound`]: what agents say; [`output`]: their streams.
+//! - [`presence`]: which process speaks for an agent.
+//! - [`api`]: what callers ask; [`agents`] what of it is about agents; [`submission`] the one way in for work.
+//! - [`dispatch`]: orders bound to agents; [`direct`] those that go past the stream.
+//! - [`inbound`]: what agents say; [`output`]: their streams.
 //! - [`watchers`]: callers who want to hear of changes. [`chores`]: expiry, nudges, forgetting.
 //!
 //! The ledger is the source for submissions, the agent for results; the broker is asked for nothing that it
 //! could have forgotten.
 #![forbid(unsafe_code)]
 
+pub mod agents;
 pub mod api;
 pub mod chores;
+pub mod direct;
 pub mod dispatch;
 pub mod fleet;
 pub mod inbound;
 pub mod output;
+pub mod presence;
 pub mod records;
 pub mod settings;
 pub mod submission;
 pub mod watchers;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use sally_common::id::Nonce;
 use sally_common::key::SigningKey;
 use sally_common::nats::accounts::CONTROLLER_INBOX;
 use sally_common::nats::connect::{ConnectSettings, connect};
 use sally_common::subject::{Channel, Prefix};
 use sally_common::trust::TrustList;
 use sally_common::wire::Envelope;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::broker::streams::{Stream, provision};
@@ -78,9 +85,19 @@ pub struct Service {
     watchers: Mutex<Watchers>,
     orders: Mutex<dispatch::Orders>,
     output: output::Output,
+    /// Who waits for answers to probes.
+    probes: Mutex<Probes>,
+    /// Where the broker says that nobody heard a direct dispatch; a run and an attempt follow.
+    nobody: String,
 }
 
+type Probes = HashMap<Nonce, mpsc::Sender<agents::Pong>>;
+
 impl Service {
+    fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +119,8 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     let ledger = Ledger::open(settings.data_dir.join("ledger.db")).await?;
     let blobs = Blobs::open(settings.data_dir.join("blobs"), BlobSettings::default()).await?;
     let logs = Logs::open(settings.data_dir.join("logs"), LogSettings::default()).await?;
-    let fleet = Fleet::new(settings.agents.clone(), ledger.agents().await?);
+    let mut fleet = Fleet::new(settings.agents.clone(), ledger.agents().await?);
+    fleet.note(&ledger.drained().await?, &ledger.agents_behind().await?);
 
     let mut connection = ConnectSettings::new(&settings.url, &settings.creds, "controller");
     connection.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
@@ -116,6 +134,7 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
         }
     })
     .await?;
+    let nobody = client.new_inbox();
     let service = Arc::new(Service {
         key: settings.key,
         trust: settings.trust,
@@ -128,18 +147,32 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
         watchers: Mutex::default(),
         orders: Mutex::default(),
         output: output::Output::default(),
+        probes: Mutex::default(),
+        nobody,
     });
 
     let mut tasks = JoinSet::new();
     for channel in [Channel::Result, Channel::State, Channel::Heartbeat, Channel::Ask] {
         let subject = service.prefix.all(channel);
         let messages = subscribe(&service, subject).await?;
-        tasks.spawn(serve_agents(service.clone(), channel, messages, stop.clone()));
+        let service = service.clone();
+        tasks.spawn(each(messages, stop.clone(), move |message| {
+            let service = service.clone();
+            async move { inbound::receive(&service, channel, &message).await }
+        }));
     }
     let pieces = subscribe(&service, service.prefix.all(Channel::Log)).await?;
     tasks.spawn(output::serve(service.clone(), pieces, stop.clone()));
     let requests = subscribe(&service, service.prefix.api(">")).await?;
-    tasks.spawn(serve_callers(service.clone(), requests, stop.clone()));
+    tasks.spawn(each(requests, stop.clone(), {
+        let service = service.clone();
+        move |message| {
+            let service = service.clone();
+            async move { api::answer(&service, message).await }
+        }
+    }));
+    let nobody = subscribe(&service, format!("{}.>", service.nobody)).await?;
+    tasks.spawn(direct::serve(service.clone(), nobody, stop.clone()));
     tasks.spawn(chores::serve(service.clone(), stop.clone()));
     tasks.spawn(keep_streams(service.clone(), reconnected, stop.clone()));
     tracing::info!(ledger = service.ledger.id(), "serving");
@@ -197,12 +230,14 @@ async fn subscribe(service: &Service, subject: String) -> Result<async_nats::Sub
     subscribed.map_err(|e| ServiceError::Subscribe { subject, error: e.to_string() })
 }
 
-async fn serve_agents(
-    service: Arc<Service>,
-    channel: Channel,
+/// Works on each message, many at the same time, until `stop` is set.
+async fn each<F>(
     mut messages: async_nats::Subscriber,
     mut stop: watch::Receiver<bool>,
-) {
+    work: impl Fn(async_nats::Message) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut tasks = JoinSet::new();
     let room = Arc::new(Semaphore::new(AT_ONCE));
     loop {
@@ -212,33 +247,9 @@ async fn serve_agents(
             _ = stop.changed() => None,
         };
         let Some(message) = message else { break };
-        let service = service.clone();
+        let working = work(message);
         tasks.spawn(async move {
-            inbound::receive(&service, channel, &message).await;
-            drop(permit);
-        });
-        while tasks.try_join_next().is_some() {}
-    }
-    while tasks.join_next().await.is_some() {}
-}
-
-async fn serve_callers(
-    service: Arc<Service>,
-    mut messages: async_nats::Subscriber,
-    mut stop: watch::Receiver<bool>,
-) {
-    let mut tasks = JoinSet::new();
-    let room = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { break };
-        let message = tokio::select! {
-            message = messages.next() => message,
-            _ = stop.changed() => None,
-        };
-        let Some(message) = message else { break };
-        let service = service.clone();
-        tasks.spawn(async move {
-            api::answer(&service, message).await;
+            working.await;
             drop(permit);
         });
         while tasks.try_join_next().is_some() {}

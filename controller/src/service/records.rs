@@ -56,7 +56,7 @@ pub fn run_head(run: &Run, queued_ms: i64) -> RunRecord {
         duration_ms: run.duration_ms,
         reason: run.reason.clone(),
         message: run.message.clone(),
-        retry_at: None,
+        retry_at: run.retry_at_ms.map(rfc3339),
         usage: None,
         sandbox: None,
         leftovers: 0,

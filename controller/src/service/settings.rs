@@ -62,6 +62,8 @@ pub struct Settings {
     pub prefix: Prefix,
     /// Certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// The files that all this was read from, this one first: a backup needs them.
+    pub files: Vec<PathBuf>,
 }
 
 /// What is wrong with the settings: everything, in one go.
@@ -90,6 +92,9 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
     if let Err(e) = std::fs::create_dir_all(&data_dir) {
         problems.push(format!("data_dir: cannot make {}: {e}", data_dir.display()));
     }
+    let mut files = vec![std::path::absolute(path).unwrap_or_else(|_| path.to_owned())];
+    files.extend([&written.key, &written.trust, &written.agents, &written.creds].map(|file| base.join(file)));
+    files.extend(written.ca_file.as_ref().map(|file| base.join(file)));
     match (prefix, key, trust, agents) {
         (Some(prefix), Some(key), Some(trust), Some(agents)) if problems.is_empty() => Ok(Settings {
             url: written.url,
@@ -100,6 +105,7 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
             data_dir,
             prefix,
             ca_file: written.ca_file.map(|p| base.join(p)),
+            files,
         }),
         _ => Err(fail(problems)),
     }

@@ -2,21 +2,26 @@
 
 use sally_common::clock::now_ms;
 use sally_common::id::{Digest, JobId};
-use sally_common::limit::{ORDER_MAX, TARGETS_MAX};
+use sally_common::limit::{ORDER_MAX, PRIORITY_MAX, TARGETS_MAX};
 use sally_common::name::User;
 use sally_common::program;
 use sally_common::wire;
+use sally_common::wire::Refusal;
 use sally_common::wire::api::{ApiError, ErrorCode, Offline, Submit, Submitted, Target};
+use sally_common::wire::command::Lane;
 use sally_common::wire::order::{Order, Program};
-use sally_common::wire::record::AgentState;
+use sally_common::wire::record::{AgentState, RunState};
 
 use super::dispatch::OrderBytes;
+use super::fleet::{Member, TWO_PROCESSES};
 use super::settings::Enrolled;
 use super::{Service, records};
-use crate::ledger::{self, NewJob, NewRun};
+use crate::ledger::{self, NewJob, NewRun, Run};
 
 /// Most runs that are dispatched by the submission itself; more wait for their agents' questions and the chores.
 const DISPATCH_AT_ONCE: usize = 20_000;
+/// Longest key of `latest_only`, in characters.
+const LATEST_ONLY_MAX: usize = 128;
 
 /// Checks, resolves, records and dispatches a submission.
 pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<Submitted, ApiError> {
@@ -41,7 +46,11 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
         signatures_json: serde_json::to_string(&submit.signatures).unwrap_or_default(),
         retry_of: submit.retry_of.clone(),
         offline: submit.offline,
-        targets: new_runs(service, &targets, now),
+        priority: submit.priority,
+        latest_only: submit.latest_only.clone(),
+        direct: submit.lane == Lane::Direct,
+        retry: order.task.retry.clone().filter(|_| order.task.idempotent),
+        targets: new_runs(service, &targets, submit.lane == Lane::Direct, now),
     };
     let runs = new.runs();
     // The watcher is there before anything can happen.
@@ -52,13 +61,16 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     service.keep_order(job.clone(), order_bytes.clone());
     sally_common::fail::point("controller.submit.before-commit");
     match service.ledger.submit(new).await.map_err(internal)? {
-        ledger::Submitted::Created(created) => {
-            sally_common::fail::point("controller.submit.after-commit");
-            // What does not arrive is sent again when its agent asks.
-            service.publish_first(&runs, &order_bytes, now).await;
-            sally_common::fail::point("controller.submit.after-dispatch");
+        ledger::Submitted::Replacing { job, replaced } => {
+            service.tell_stopped(&replaced).await;
+            send_out(service, &job, runs, &order_bytes, now).await?;
             let targets = targets.into_iter().map(|(_, t)| t).collect();
-            Ok(Submitted { job: records::job(&created), created: true, targets })
+            Ok(Submitted { job: records::job(&job), created: true, targets })
+        }
+        ledger::Submitted::Created(job) => {
+            send_out(service, &job, runs, &order_bytes, now).await?;
+            let targets = targets.into_iter().map(|(_, t)| t).collect();
+            Ok(Submitted { job: records::job(&job), created: true, targets })
         }
         ledger::Submitted::Existing(existing) => {
             if let Some(inbox) = &submit.watch {
@@ -78,20 +90,78 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     }
 }
 
-/// The runs of these targets. Whose agent is there is dispatched with the submission, in one commit.
-fn new_runs(service: &Service, targets: &[(Enrolled, Target)], now: i64) -> Vec<NewRun> {
+/// Publishes what was recorded as dispatched, tells of what ended at once, and has agents that are behind ask. What
+/// does not arrive is sent again when its agent asks.
+async fn send_out(
+    service: &Service,
+    job: &ledger::Job,
+    runs: Vec<Run>,
+    order: &OrderBytes,
+    now: i64,
+) -> Result<(), ApiError> {
+    let ended = job.counts.keys().any(|state| state.is_end());
+    let runs = match ended {
+        true => service.ledger.runs(&job.id, 0, ledger::PAGE_MAX, &[]).await.map_err(internal)?,
+        false => runs,
+    };
+    sally_common::fail::point("controller.submit.after-commit");
+    service.publish_first(&runs, order, now).await;
+    sally_common::fail::point("controller.submit.after-dispatch");
+    let mut hints = Vec::new();
+    {
+        let mut fleet = service.fleet();
+        for run in runs.iter().filter(|run| run.state == RunState::Pending) {
+            let Some(member) = fleet.get_mut(&run.zone, &run.agent) else { continue };
+            member.behind = true;
+            if member.hint_is_due(now) {
+                hints.push((run.zone.clone(), run.agent.clone()));
+            }
+        }
+    }
+    for (zone, agent) in hints {
+        service.hint(&zone, &agent).await.map_err(internal)?;
+    }
+    for run in runs.iter().filter(|run| run.state.is_end()) {
+        service.tell_run(&job.id, records::run_head(run, job.created_ms), true, None).await;
+    }
+    if job.ended_ms.is_some() {
+        service.tell_ended(records::job(job)).await;
+    }
+    Ok(())
+}
+
+/// The runs of these targets. Whose agent is there is dispatched with the submission, in one commit, unless other work
+/// waits for it: then they take their place behind that. The direct lane waits for nobody.
+fn new_runs(service: &Service, targets: &[(Enrolled, Target)], direct: bool, now: i64) -> Vec<NewRun> {
     let fleet = service.fleet();
     let new = |(n, (enrolled, _)): (usize, &(Enrolled, Target))| {
-        let member = fleet.get(&enrolled.zone, &enrolled.agent).filter(|_| n < DISPATCH_AT_ONCE);
-        let there = member.filter(|m| m.state(now) != AgentState::Offline && m.enrolled.key == enrolled.key);
+        let member = fleet.get(&enrolled.zone, &enrolled.agent).filter(|m| m.enrolled.key == enrolled.key);
+        let there = member.filter(|m| m.takes_work(now) && m.incarnation.is_some());
+        let sent = match direct {
+            true => there,
+            false => there.filter(|m| n < DISPATCH_AT_ONCE && !m.behind),
+        };
         NewRun {
             zone: enrolled.zone.clone(),
             agent: enrolled.agent.clone(),
             agent_key: enrolled.key.clone(),
-            dispatch_to: there.and_then(|m| m.incarnation),
+            dispatch_to: sent.and_then(|m| m.incarnation),
+            refused: (direct && there.is_none()).then(|| why_not(member, now)),
         }
     };
     targets.iter().enumerate().map(new).collect()
+}
+
+/// Why an agent gets nothing on the direct lane.
+fn why_not(member: Option<&Member>, now: i64) -> (String, String) {
+    let (refusal, message) = match member {
+        Some(m) if m.presence.is_two(now) => (Refusal::NotConnected, TWO_PROCESSES),
+        Some(m) if m.drained && m.state(now) != AgentState::Offline => {
+            (Refusal::Draining, "the agent was told to take no new work")
+        }
+        _ => (Refusal::NotConnected, "the agent is offline, and the direct lane does not wait"),
+    };
+    (refusal.code(), message.to_owned())
 }
 
 fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, ApiError> {
@@ -112,6 +182,7 @@ fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, Api
     let order: Order =
         wire::read(submit.order.as_bytes()).map_err(|refusal| usage(refusal.to_string(), None))?;
     order.check().map_err(|e| usage(e.to_string(), None))?;
+    check_request(&order, submit)?;
     if order.expires_ms <= now_ms() {
         return Err(usage(
             "the order has expired already".into(),
@@ -119,6 +190,27 @@ fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, Api
         ));
     }
     Ok(order)
+}
+
+/// What the submission asks for besides its order.
+fn check_request(order: &Order, submit: &Submit) -> Result<(), ApiError> {
+    if submit.priority > PRIORITY_MAX {
+        return Err(usage(format!("a priority is 0 to {PRIORITY_MAX}, not {}", submit.priority), None));
+    }
+    let is_key = |key: &String| {
+        (1..=LATEST_ONLY_MAX).contains(&key.len()) && key.chars().all(|c| c.is_ascii_graphic())
+    };
+    if submit.latest_only.as_ref().is_some_and(|key| !is_key(key)) {
+        return Err(usage(
+            format!("a key of --latest-only has 1 to {LATEST_ONLY_MAX} visible ASCII characters"),
+            None,
+        ));
+    }
+    if submit.lane == Lane::Direct && order.task.retry.is_some() {
+        let hint = Some("leave out --retries, or use --lane queue");
+        return Err(usage("the direct lane tries once".into(), hint));
+    }
+    Ok(())
 }
 
 /// The program and the input must be there and make sense before anybody is told to run it.
@@ -174,7 +266,8 @@ fn request_digest(order: &Order, submit: &Submit) -> Digest {
     for secret in &mut same.task.secrets {
         secret.sealed = String::new();
     }
-    let text = wire::to_bytes(&(same, submit.offline, &submit.retry_of));
+    let how = (submit.offline, submit.priority, &submit.latest_only, submit.lane);
+    let text = wire::to_bytes(&(same, how, &submit.retry_of));
     Digest::of(&text)
 }
 

@@ -135,7 +135,8 @@ async fn a_start_reopens_what_was_taken_for_expired_but_not_what_is_lost() {
     let marks = vec![agents[0].mark(&runs[0], 1, 1), agents[1].mark(&runs[1], 1, 1)];
     assert_eq!(ledger.dispatch(marks).await.unwrap(), [true, true]);
     let new_journal = Incarnation::generate();
-    let lost = ledger.lost_journal(&agents[1].zone, &agents[1].name, new_journal, 5).await.unwrap().changes;
+    let lost =
+        ledger.lost_journal(&agents[1].zone, &agents[1].name, new_journal, &[], 5).await.unwrap().changes;
     assert_eq!(
         (lost.len(), lost[0].run.state, lost[0].run.reason.as_deref()),
         (1, Unknown, Some("journal-lost"))

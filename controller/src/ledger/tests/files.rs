@@ -37,7 +37,7 @@ async fn what_is_no_ledger_is_refused_with_a_sentence() {
     let path = dir.path().join("newer");
     Ledger::open(&path).await.unwrap().close().await;
     execute(&path, "PRAGMA user_version = 99").await;
-    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 1, .. }));
+    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 2, .. }));
 
     assert!(matches!(refused(&dir.path().join("no/such/folder")).await, LedgerError::Open { .. }));
     let path = dir.path().join("folder");
@@ -208,4 +208,20 @@ async fn a_thousand_results_at_once_of_one_large_job() {
     assert_eq!(job.counts, [(RunState::Succeeded, 1000)].into());
     let runs: Vec<RunId> = (0..1000).map(|i| job.id.run(i)).collect();
     assert_eq!(again.reports(&runs).await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn a_ledger_of_version_1_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    execute(&path, include_str!("schema-1.sql")).await;
+    let ledger = Ledger::open(&path).await.unwrap();
+    let job = ledger.jobs(None, 5).await.unwrap().pop().unwrap();
+    assert_eq!((job.priority, job.retry.clone(), job.direct), (4, None, false));
+    let run = ledger.runs(&job.id, 0, 5, &[]).await.unwrap().pop().unwrap();
+    assert_eq!((run.state, run.priority), (RunState::Succeeded, 4));
+    assert_eq!(ledger.report_of(&run.id).await.unwrap().unwrap().report.body, b"a result");
+    ledger.close().await;
+    // A second time there is nothing to do.
+    Ledger::open(&path).await.unwrap().close().await;
 }

@@ -1,10 +1,12 @@
 //! The ledger on real files. `model` compares it with a naive twin over random walks.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod attempts;
 mod basic;
 mod files;
 mod model;
 mod speed;
+mod stopping;
 
 use sally_common::id::{Digest, Incarnation, JobId, RequestId, RunId};
 use sally_common::key::{PublicKey, SigningKey};
@@ -44,6 +46,7 @@ impl Who {
             agent: self.name.clone(),
             agent_key: self.public(),
             dispatch_to: None,
+            refused: None,
         }
     }
 
@@ -78,6 +81,8 @@ impl Who {
             finished_ms: 600,
             duration_ms: Some(100),
             result_state: Some(ResultState::Valid),
+            retryable: None,
+            jitter: 1.0,
             report: self.report(&format!("{run} {attempt} {state}")),
             at_ms: 700,
         }
@@ -123,6 +128,10 @@ pub(super) fn new_job(request: &str, at_ms: i64, targets: Vec<NewRun>) -> NewJob
         signatures_json: "[]".into(),
         retry_of: None,
         offline: Offline::Wait,
+        priority: 4,
+        latest_only: None,
+        direct: false,
+        retry: None,
         targets,
     }
 }

@@ -3,6 +3,8 @@
 
 use super::*;
 use RunState::*;
+use sally_common::wire::command::RunAttempt;
+use sally_common::wire::order::Retry;
 use sally_common::wire::record::JobState;
 use std::collections::BTreeMap;
 
@@ -30,11 +32,32 @@ struct Twin {
     incarnation: Option<Incarnation>,
     cancel: bool,
     started: bool,
+    /// Attempts in all that its task allows.
+    attempts: u32,
+    retry_at: Option<i64>,
+    /// The attempt before this one, while this one waits or has not started.
+    last: Option<Last>,
+    /// Whether it is unknown because its agent fell silent.
+    silent: bool,
+}
+
+/// How an attempt ended that is followed by another one.
+#[derive(Debug, Clone)]
+struct Last {
+    state: RunState,
+    said: bool,
+    attempt: u32,
+    incarnation: Option<Incarnation>,
+    started: bool,
 }
 
 impl Twin {
     fn open(&self) -> bool {
         [Pending, Dispatched, Running].contains(&self.state)
+    }
+
+    fn waits_again(&self) -> bool {
+        self.state == Pending && self.last.is_some()
     }
 
     /// The place of an agent's word on the ladder of promise 4.
@@ -56,6 +79,7 @@ impl Twin {
 
     fn tell(
         &mut self,
+        now: i64,
         who: usize,
         attempt: u32,
         state: RunState,
@@ -68,20 +92,86 @@ impl Twin {
         if attempt == 0 || attempt < self.attempt {
             return "stale";
         }
-        let started = started || (attempt == self.attempt && self.started);
-        let has = match () {
-            () if self.open() => 0,
+        let same = attempt == self.attempt;
+        let again = self.last.clone().filter(|_| self.waits_again());
+        let was_started = self.started || again.as_ref().is_some_and(|last| last.started);
+        let started = started || (same && was_started);
+        let has = match &again {
+            Some(last) if last.said => Self::worth(last.state, last.started),
+            Some(_) => 1,
+            None if self.open() => 0,
             // Never sent, so the expiry is no guess.
-            () if !self.said && self.attempt == 0 => 3,
-            () if !self.said => 1,
-            () => Self::worth(self.state, self.started),
+            None if !self.said && self.attempt == 0 => 3,
+            None if !self.said => 1,
+            None => Self::worth(self.state, self.started),
         };
-        if attempt == self.attempt && Self::worth(state, started) <= has {
+        if same && Self::worth(state, started) <= has {
             return "duplicate";
         }
+        if state == Expired && self.last.as_ref().is_some_and(|last| attempt > last.attempt) {
+            self.fall_back();
+            return "committed";
+        }
+        // Started, and forgotten by its agent.
+        let state = if state == Expired && same && self.started { Unknown } else { state };
+        let may_follow = again.is_some() || !(self.said || (self.state == Expired && self.attempt == 0));
         *self = Twin { state, said: true, attempt, started, incarnation: Some(incarnation), ..self.clone() };
+        self.last = None;
+        self.silent = false;
+        if may_follow && self.may_follow(now, 1.0) {
+            let next = now + i64::try_from(retry(self.attempts).unwrap().pause_ms(attempt, 1.0)).unwrap();
+            self.follow(next);
+        } else {
+            self.retry_at = None;
+        }
         "committed"
     }
+
+    /// Whether another attempt follows the state that it has, after a pause of this jitter.
+    fn may_follow(&self, now: i64, jitter: f64) -> bool {
+        let Some(retry) = retry(self.attempts) else { return false };
+        let pause = i64::try_from(retry.pause_ms(self.attempt, jitter)).unwrap();
+        let kind = [Failed, Interrupted, Unknown].contains(&self.state);
+        kind && self.attempt > 0 && self.attempt < self.attempts && !self.cancel && now + pause < self.expires
+    }
+
+    fn follow(&mut self, at: i64) {
+        self.last = Some(Last {
+            state: self.state,
+            said: self.said,
+            attempt: self.attempt,
+            incarnation: self.incarnation,
+            started: self.started,
+        });
+        self.retry_at = self.retry_at.or(Some(at));
+        (self.state, self.said, self.started) = (Pending, false, false);
+    }
+
+    fn fall_back(&mut self) {
+        let last = self.last.take().unwrap();
+        self.retry_at = None;
+        (self.state, self.said, self.attempt) = (last.state, last.said, last.attempt);
+        (self.incarnation, self.started) = (last.incarnation, last.started);
+    }
+
+    /// Takes over what the ledger made of a loss: the jitter of a pause is its own.
+    fn lose(&mut self, change: &Change, now: i64) {
+        (self.state, self.said) = (Unknown, false);
+        self.silent = change.run.reason.as_deref() == Some("silent");
+        self.last = None;
+        let (least, most) = (self.may_follow(now, 0.0), self.may_follow(now, 1.0));
+        match change.run.state {
+            Pending => {
+                assert!(least, "{self:?}");
+                self.follow(change.run.retry_at_ms.unwrap());
+            }
+            _ => assert!(!most, "{self:?}"),
+        }
+    }
+}
+
+fn retry(attempts: u32) -> Option<Retry> {
+    (attempts > 1).then_some(Retry { attempts, on: vec![], backoff_ms: 100, backoff_max_ms: 1_000 })
 }
 
 fn word(settled: &Settled) -> &'static str {
@@ -125,7 +215,7 @@ impl Walk {
 
     async fn step(&mut self) {
         self.now += i64::try_from(self.dice.roll(300)).unwrap();
-        match self.dice.roll(20) {
+        match self.dice.roll(21) {
             0 | 1 => self.submit().await,
             2..=5 => self.dispatch().await,
             6 | 7 => self.start().await,
@@ -136,6 +226,7 @@ impl Walk {
             16 => self.expire().await,
             17 => self.lose().await,
             18 => self.unknown().await,
+            19 => self.release().await,
             _ => self.burst().await,
         }
     }
@@ -149,6 +240,8 @@ impl Walk {
         }
         let sent: Vec<Option<Incarnation>> = targets.iter().map(|t| t.dispatch_to).collect();
         let mut new = new_job(&format!("r{}", self.twins.len()), self.now, targets);
+        let attempts = [1, 1, 2, 4][self.dice.roll(4)];
+        new.retry = retry(attempts);
         new.expires_ms = self.now + 500 + i64::try_from(self.dice.roll(4000)).unwrap();
         let expires = new.expires_ms;
         let job = created(&self.ledger, new).await;
@@ -162,6 +255,10 @@ impl Walk {
                 incarnation,
                 cancel: false,
                 started: false,
+                attempts,
+                retry_at: None,
+                last: None,
+                silent: false,
             };
             self.twins.insert(job.id.run(index), twin);
         }
@@ -182,8 +279,10 @@ impl Walk {
             let fresh = attempt == twin.attempt + 1 && [Pending, Dispatched].contains(&twin.state);
             let again =
                 twin.state == Dispatched && attempt == twin.attempt && twin.incarnation == Some(incarnation);
-            let ok = !twin.cancel && self.now < twin.expires && (fresh || again);
+            let paused = twin.retry_at.is_some_and(|at| self.now < at);
+            let ok = !twin.cancel && self.now < twin.expires && (fresh || again) && !paused;
             if ok {
+                twin.retry_at = None;
                 *twin = Twin { state: Dispatched, attempt, incarnation: Some(incarnation), ..twin.clone() };
             }
             expected.push(ok);
@@ -200,8 +299,13 @@ impl Walk {
         let noted = self.ledger.started(mark).await.unwrap();
         let twin = self.twins.get_mut(&run).unwrap();
         let newer = attempt > twin.attempt && !twin.said;
-        let takes =
-            [Pending, Dispatched].contains(&twin.state) || (twin.state == Expired && !twin.said) || newer;
+        let takes = match twin.state {
+            Pending => attempt > twin.attempt || twin.last.is_none(),
+            Dispatched => true,
+            Expired => !twin.said,
+            Unknown if twin.silent => !twin.said,
+            _ => newer,
+        };
         let never_sent = twin.state == Expired && twin.attempt == 0;
         match noted {
             Noted::NotIts => assert_ne!(who, twin.owner),
@@ -211,6 +315,7 @@ impl Walk {
                 assert!(!change.job_ended);
                 let incarnation = Some(incarnation);
                 *twin = Twin { state: Running, attempt, incarnation, started: true, ..twin.clone() };
+                (twin.last, twin.retry_at) = (None, None);
             }
             Noted::Same => assert!(!takes || never_sent, "{twin:?}"),
             Noted::Unknown => panic!("{run} is known"),
@@ -238,11 +343,15 @@ impl Walk {
         let twin = self.twins.get_mut(&told.run).unwrap();
         let before = twin.clone();
         let started = told.started_ms.is_some();
-        let expected = twin.tell(who, told.attempt, told.state, started, told.incarnation);
+        let expected = twin.tell(self.now, who, told.attempt, told.state, started, told.incarnation);
         assert_eq!(word(settled), expected, "{told:?} on {before:?}");
         if let Settled::Committed(change) = settled {
             assert_eq!(change.correction, !before.open());
-            assert_eq!(change.run.report_digest, Some(Digest::of(&told.report.body)));
+            let digest = Some(Digest::of(&told.report.body));
+            let last = change.run.last.as_ref().and_then(|last| last.report_digest);
+            let fell_back = told.state == Expired && before.last.is_some();
+            assert!(fell_back || change.run.report_digest == digest || last == digest, "{change:?}");
+            twin.retry_at = change.run.retry_at_ms;
         }
     }
 
@@ -259,7 +368,7 @@ impl Walk {
             "replayed" if who != twin.owner => "not its",
             "replayed" if attempt == 0 || attempt < twin.attempt => "stale",
             "replayed" => "duplicate",
-            _ => twin.tell(who, attempt, state, false, incarnation),
+            _ => twin.tell(700, who, attempt, state, false, incarnation),
         };
         assert_eq!(word(&settled), expected);
     }
@@ -271,7 +380,7 @@ impl Walk {
         let agent_key = self.agents[twin.owner].public();
         let mark = ProgressMark { run, attempt, agent_key, json: "{}".into() };
         let noted = self.ledger.progress(mark).await.unwrap();
-        let changes = twin.open() && attempt > 0 && attempt == twin.attempt;
+        let changes = twin.open() && !twin.waits_again() && attempt > 0 && attempt == twin.attempt;
         assert_eq!(matches!(noted, Noted::Changed(_)), changes, "{noted:?} {twin:?}");
     }
 
@@ -284,6 +393,7 @@ impl Walk {
             match twin.state {
                 Pending => {
                     *twin = Twin { state: Cancelled, said: true, cancel: true, ..twin.clone() };
+                    (twin.last, twin.retry_at) = (None, None);
                     ended.push(id.clone());
                 }
                 _ if twin.said || twin.attempt == 0 => {}
@@ -303,12 +413,18 @@ impl Walk {
         let mut expected = Vec::new();
         for (id, twin) in &mut self.twins {
             if [Pending, Dispatched].contains(&twin.state) && twin.expires <= self.now {
-                twin.state = Expired;
+                match twin.waits_again() {
+                    true => twin.fall_back(),
+                    false => twin.state = Expired,
+                }
                 expected.push(id.clone());
             }
         }
         assert_eq!(answer.changes.iter().map(|c| c.run.id.clone()).collect::<Vec<_>>(), expected);
-        assert!(answer.changes.iter().all(|c| c.run.is_final == (c.run.attempt == 0)));
+        for change in &answer.changes {
+            let twin = &self.twins[&change.run.id];
+            assert_eq!(change.run.is_final, twin.said || twin.attempt == 0);
+        }
     }
 
     async fn lose(&mut self) {
@@ -317,27 +433,58 @@ impl Walk {
             self.agents[which].incarnation = Incarnation::generate();
         }
         let who = self.agents[which].clone();
-        let answer = self.ledger.lost_journal(&who.zone, &who.name, who.incarnation, self.now).await.unwrap();
-        let mut n = 0;
-        for twin in self.twins.values_mut().filter(|t| t.owner == which) {
-            let held = [Dispatched, Running].contains(&twin.state);
-            if held && twin.incarnation != Some(who.incarnation) {
-                twin.state = Unknown;
-                n += 1;
+        // A renewed journal says what it still holds.
+        let open = |t: &Twin| t.owner == which && [Dispatched, Running].contains(&t.state);
+        let dice = &mut self.dice;
+        let held: Vec<RunAttempt> = self
+            .twins
+            .iter()
+            .filter(|(_, t)| open(t) && dice.roll(4) == 0)
+            .map(|(run, t)| RunAttempt { run: run.clone(), attempt: t.attempt })
+            .collect();
+        let answer =
+            self.ledger.lost_journal(&who.zone, &who.name, who.incarnation, &held, self.now).await.unwrap();
+        let mut changes = answer.changes.iter();
+        for (id, twin) in &mut self.twins {
+            if !open(twin) || twin.incarnation == Some(who.incarnation) {
+                continue;
             }
+            if held.iter().any(|h| h.run == *id) {
+                twin.incarnation = Some(who.incarnation);
+                continue;
+            }
+            let change = changes.next().unwrap();
+            assert_eq!(change.run.id, *id);
+            twin.lose(change, self.now);
         }
-        assert_eq!(answer.changes.len(), n);
+        assert!(changes.next().is_none());
     }
 
     async fn unknown(&mut self) {
         let Some(run) = self.pick() else { return };
-        let changes = self.ledger.unknown(vec![run.clone()], self.now, "silent", "no word").await.unwrap();
+        let reason = ["silent", "forgotten"][self.dice.roll(2)];
+        let changes = self.ledger.unknown(vec![run.clone()], self.now, reason, "no word").await.unwrap();
         let twin = self.twins.get_mut(&run).unwrap();
         let held = [Dispatched, Running].contains(&twin.state);
         assert_eq!(changes.len(), usize::from(held));
         if held {
-            twin.state = Unknown;
+            twin.lose(&changes[0], self.now);
         }
+    }
+
+    async fn release(&mut self) {
+        let changes = self.ledger.release(self.now).await.unwrap();
+        let mut expected = std::collections::BTreeSet::new();
+        for (id, twin) in &mut self.twins {
+            if twin.retry_at.is_some_and(|at| at <= self.now) {
+                twin.retry_at = None;
+                expected.insert(id.clone());
+            }
+        }
+        assert_eq!(
+            changes.iter().map(|c| c.run.id.clone()).collect::<std::collections::BTreeSet<_>>(),
+            expected
+        );
     }
 
     /// Many outcomes in one batch, each twice: answered in the order in which they were sent.
@@ -385,6 +532,7 @@ impl Walk {
                 assert_eq!(run.cancel_requested_ms.is_some(), twin.cancel, "{twin:?}");
                 assert_eq!(run.incarnation, twin.incarnation);
                 assert_eq!(run.started_ms.is_some(), twin.started, "{twin:?}");
+                assert_eq!(run.retry_at_ms, twin.retry_at, "{twin:?}");
             }
         }
         let found: Vec<JobId> = self.ledger.open_jobs().await.unwrap().into_iter().map(|j| j.id).collect();
