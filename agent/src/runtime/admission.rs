@@ -52,7 +52,10 @@ impl Agent {
             Decision::Supersede => {
                 let older = known.map_or(0, |known| known.attempt);
                 self.pass(&run, older, Word::Yield("a newer attempt came before it started"));
-                self.leave();
+                match dispatch.lane {
+                    Lane::Direct => self.defer(&dispatch, Refusal::GivenBack).await,
+                    _ => self.leave(),
+                }
             }
             Decision::Defer(reason) => self.defer(&dispatch, reason).await,
             Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {run}")),
@@ -87,7 +90,7 @@ impl Agent {
             Refusal::NoRoom if self.free.is_empty() => format!("all {} slots are in use", self.slots),
             Refusal::NoRoom => self.no_room().map_or_else(|| reason.to_string(), |why| why.to_string()),
             Refusal::GivenBack if !self.open => "no controller has welcomed this agent yet".to_owned(),
-            Refusal::GivenBack => "an older attempt still runs".to_owned(),
+            Refusal::GivenBack => "an older attempt has not ended yet".to_owned(),
             other => other.to_string(),
         };
         if dispatch.lane == Lane::Queue {

@@ -11,6 +11,8 @@ use sally_common::secret::CurveKey;
 use sally_common::wire::order::{Order, OrderSignature, SealedSecret};
 use serde::{Deserialize, Serialize};
 
+use crate::script::{Masker, NotMasked};
+
 /// What an order has for this agent, as it came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
@@ -64,6 +66,17 @@ impl Sealed {
 /// What of opened secrets is masked: values that are text. Others are no text that could be found in text.
 pub fn masks(opened: &Opened) -> Vec<String> {
     opened.iter().filter_map(|(_, value)| String::from_utf8(value.clone()).ok()).collect()
+}
+
+/// Whether all of them can be masked together. Values that are too short for it are known to be shown.
+pub fn check_masks(masks: &[String]) -> Result<(), String> {
+    let mut masker = Masker::new();
+    let full = masks.iter().any(|value| masker.add(value) == Err(NotMasked::TooMuch));
+    if full {
+        Err("its secrets are too large to be masked: 256 KiB, each value and each of its lines".into())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +150,13 @@ mod tests {
         let mut w = world();
         w.seal("token", &SigningKey::from_secret([9; 32]), &CurveKey::generate());
         assert!(w.sealed().expect_err("missing").contains("secret token is not sealed for this agent"));
+    }
+
+    #[test]
+    fn what_cannot_be_masked_is_refused_before_it_is_used() {
+        assert_eq!(check_masks(&["hunter2".into(), "x".into()]), Ok(()));
+        let large: Vec<String> = (0..5).map(|n| format!("{n}").repeat(60_000)).collect();
+        assert!(check_masks(&large).expect_err("too much").contains("too large to be masked"));
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Run {
         let Some(sealed) = sealed else { return Ok(Opened::new()) };
         let opened = sealed.open(&self.shared.curve).map_err(unreadable)?;
         self.masks = secrets::masks(&opened);
+        secrets::check_masks(&self.masks).map_err(unreadable)?;
         self.note.sealed = Some(sealed);
         Ok(opened)
     }
