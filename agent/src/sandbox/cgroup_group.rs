@@ -284,7 +284,8 @@ impl Counters {
         Used {
             cpu_us: self.cpu_us.zip(end.cpu_us).map(|(before, after)| after.saturating_sub(before)),
             memory_peak: match memory_peak {
-                Some(_) if out_of_memory => Some(limit),
+                // Whatever the mark says: a kernel that cannot reset it has it from an attempt before.
+                _ if out_of_memory => Some(limit),
                 // At the limit the kernel takes back what was held before.
                 Some(peak) if peak >= limit => Some(peak),
                 other => other.map(|peak| peak.saturating_sub(self.memory)),
@@ -413,6 +414,8 @@ mod tests {
         let used = before.until(&bomb, 100);
         assert_eq!((used.memory_peak, used.pids_peak), (Some(100), Some(9)));
         assert!(used.out_of_memory && used.out_of_processes);
+        let again = Counters { oom_kills: 3, ..bomb };
+        assert_eq!(bomb.until(&again, 100).memory_peak, Some(100));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::artifacts::NamedFiles;
 use super::cgroup::Parent;
 use super::cgroup_group::Group;
 use super::keeper::{self, Setup};
+use super::landlock;
 use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
@@ -495,6 +496,7 @@ impl Launcher {
             host_box: self.host_box.to_string_lossy().into_owned(),
             busy: (0..).zip(&self.slots).filter(|(_, slot)| busy(slot)).map(|(number, _)| number).collect(),
             layers: self.layers.clone(),
+            landlock_abi: landlock::abi(),
             trouble: self.trouble.clone(),
         }
     }

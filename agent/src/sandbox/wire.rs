@@ -152,6 +152,9 @@ pub struct LauncherInfo {
     /// What an idle `strict` sandbox has enforced so far (the rest comes with an attempt); empty if none
     /// could be made.
     pub layers: Layers,
+    /// The version of landlock that the kernel offers, 0 if none; layer `landlock` is whole from version 6 on.
+    #[serde(default)]
+    pub landlock_abi: u32,
     /// Why the newest keeper could not be made, if so.
     pub trouble: Option<StepError>,
 }

@@ -350,12 +350,12 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
     Elsewhere {
         test: ("sandbox", "exactly_four_descriptors_are_open_and_can_be_opened_again"),
         what: "find any descriptor but 0 to 3",
-        by: "closed_descriptors",
+        by: "`closed_descriptors`",
     },
     Elsewhere {
         test: ("sandbox", "the_environment_of_execve_is_the_plans"),
         what: "find any variable but the plan's",
-        by: "environment",
+        by: "`environment`",
     },
     Elsewhere {
         test: ("sandbox", "the_result_file_is_taken_if_it_is_a_file"),
@@ -370,16 +370,46 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
     Elsewhere {
         test: ("sandbox", "leftovers_are_killed_counted_and_not_waited_for"),
         what: "outlive the run: `setsid`, double fork, ignored signals",
-        by: "pid",
+        by: "`pid`",
     },
     Elsewhere {
         test: ("sandbox", "a_timeout_is_term_and_then_kill"),
         what: "ignore the end of the time",
-        by: "pid",
+        by: "`pid`",
     },
     Elsewhere {
         test: ("sandbox", "output_over_the_limit_is_drained_and_counted"),
         what: "flood the output",
         by: "the keeper drains and counts",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "fork bomb",
+        by: "`cgroup_pids`, without control groups `rlimits`",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "memory bomb",
+        by: "`cgroup_memory`, without control groups `rlimits` for each process",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "fill the disk, by bytes and by files",
+        by: "the limits of the box",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "use up descriptors",
+        by: "`rlimits`",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "a storm of signals to all that can be seen",
+        by: "`pid`",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "ignore every signal",
+        by: "`pid`",
     },
 ];
