@@ -358,7 +358,7 @@ fn digest(reader: &mut impl Read) -> std::io::Result<(u64, Digest)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::ledger::Ledger;
 

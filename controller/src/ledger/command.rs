@@ -130,7 +130,7 @@ impl Command {
 
 /// The answer to a command of the kind that its name says.
 pub(super) enum Answer {
-    Submitted(Submitted),
+    Submitted(Box<Submitted>),
     Flags(Vec<bool>),
     Noted(Noted),
     Settled(Settled),

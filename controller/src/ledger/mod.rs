@@ -127,7 +127,7 @@ impl Ledger {
             return Err(LedgerError::Input(format!("a job has at most {TARGETS_MAX} targets")));
         }
         match self.ask(Command::Submit(Box::new(new))).await? {
-            Answer::Submitted(submitted) => Ok(submitted),
+            Answer::Submitted(submitted) => Ok(*submitted),
             _ => Err(LedgerError::Closed),
         }
     }

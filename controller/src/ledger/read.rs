@@ -267,6 +267,13 @@ impl Ledger {
         Ok(self.one(sql.into(), Args::default(), |row| row.try_get(0)).await?.flatten())
     }
 
+    /// Bytes of the ledger's file that are in use; what removed rows leave free is used again and not counted.
+    pub async fn used_bytes(&self) -> Result<u64> {
+        let sql = "SELECT (p.page_count - f.freelist_count) * s.page_size \
+                   FROM pragma_page_count AS p, pragma_freelist_count AS f, pragma_page_size AS s";
+        Ok(self.one(sql.into(), Args::default(), |row| row::number(row, 0)).await?.unwrap_or(0))
+    }
+
     /// Every agent, by zone and name.
     pub async fn agents(&self) -> Result<Vec<AgentRow>> {
         self.all(format!("SELECT {AGENT} FROM agents ORDER BY zone, name"), Args::default(), row::agent).await

@@ -75,7 +75,7 @@ impl<'a> Work<'a> {
     /// Decides one command.
     pub(super) fn decide(&mut self, command: &'a Command) -> Result<Answer, LedgerError> {
         Ok(match command {
-            Command::Submit(new) => Answer::Submitted(self.submit(new)?),
+            Command::Submit(new) => Answer::Submitted(Box::new(self.submit(new)?)),
             Command::Dispatch(marks) => Answer::Flags(marks.iter().map(|m| self.dispatch(m)).collect()),
             Command::Started(mark) => Answer::Noted(self.started(mark)),
             Command::Progress(mark) => Answer::Noted(self.progress(mark)),

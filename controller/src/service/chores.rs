@@ -10,6 +10,7 @@ use sally_common::wire::record::RunState;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
+use super::settings::Bounds;
 use super::{Service, direct, inbound};
 use crate::ledger::LedgerError;
 
@@ -22,8 +23,10 @@ const NUDGE_MAX_MS: i64 = 60_000;
 const NUDGES: u32 = 500;
 /// How often files and old jobs are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Jobs are kept this long after their end.
-const JOBS_KEPT_MS: i64 = 90 * 24 * 3600 * 1000;
+/// Jobs removed in one transaction.
+const PRUNED_AT_ONCE: u32 = 1_000;
+/// Such transactions in one sweep, at most.
+const PRUNES: u32 = 100;
 
 /// A request id that was cancelled before its submission came is remembered this long.
 const REQUESTS_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
@@ -34,7 +37,7 @@ struct Nudge {
 }
 
 /// Does the chores until `stop` is set.
-pub async fn serve(service: Arc<Service>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(service: Arc<Service>, bounds: Bounds, mut stop: watch::Receiver<bool>) {
     let mut nudges: HashMap<RunId, Nudge> = HashMap::new();
     let mut swept = Instant::now();
     let mut tick = interval(PERIOD);
@@ -50,7 +53,7 @@ pub async fn serve(service: Arc<Service>, mut stop: watch::Receiver<bool>) {
         }
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
-            sweep(&service).await;
+            sweep(&service, &bounds).await;
         }
     }
 }
@@ -131,7 +134,7 @@ async fn nudge(service: &Service, nudges: &mut HashMap<RunId, Nudge>, now: i64) 
     Ok(())
 }
 
-async fn sweep(service: &Service) {
+async fn sweep(service: &Service, bounds: &Bounds) {
     let open: Result<Vec<_>, _> = service.ledger.open_jobs().await;
     let Ok(open) = open else { return };
     let spared: HashSet<JobId> = open.iter().map(|j| j.id.clone()).collect();
@@ -149,10 +152,41 @@ async fn sweep(service: &Service) {
     if let Err(error) = service.blobs.sweep(SystemTime::now(), blobs).await {
         tracing::warn!(%error, "cannot remove old programs");
     }
-    if let Err(error) = service.ledger.prune(now_ms() - JOBS_KEPT_MS, 1_000).await {
+    if let Err(error) = prune(service, bounds).await {
         tracing::warn!(%error, "cannot remove old jobs");
     }
     if let Err(error) = service.ledger.forget_requests(now_ms() - REQUESTS_KEPT_MS).await {
         tracing::warn!(%error, "cannot remove old cancellations");
     }
+}
+
+/// Removes what is too old, and of the rest the oldest while the ledger is too large.
+async fn prune(service: &Service, bounds: &Bounds) -> Result<(), LedgerError> {
+    let old_ms = now_ms() - i64::from(bounds.jobs_days) * 24 * 3600 * 1000;
+    let mut early = 0;
+    for _ in 0..PRUNES {
+        if service.ledger.prune(old_ms, PRUNED_AT_ONCE).await? > 0 {
+            continue;
+        }
+        if service.ledger.used_bytes().await? <= bounds.ledger_bytes {
+            break;
+        }
+        let removed = service.ledger.prune(now_ms(), PRUNED_AT_ONCE).await?;
+        early += removed;
+        if removed == 0 {
+            tracing::warn!(
+                bound = bounds.ledger_bytes,
+                "the ledger is larger than its bound, and every job in it is open"
+            );
+            break;
+        }
+    }
+    if early > 0 {
+        tracing::warn!(
+            jobs = early,
+            bound = bounds.ledger_bytes,
+            "removed ended jobs before their age: the ledger was too large"
+        );
+    }
+    Ok(())
 }

@@ -117,8 +117,19 @@ impl Service {
 /// Serves until `stop` is set.
 pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<(), ServiceError> {
     let ledger = Ledger::open(settings.data_dir.join("ledger.db")).await?;
-    let blobs = Blobs::open(settings.data_dir.join("blobs"), BlobSettings::default()).await?;
-    let logs = Logs::open(settings.data_dir.join("logs"), LogSettings::default()).await?;
+    let bounds = settings.bounds.clone();
+    let blobs = BlobSettings {
+        max_bytes: bounds.blobs_bytes,
+        max_age: days(bounds.blobs_days),
+        ..BlobSettings::default()
+    };
+    let blobs = Blobs::open(settings.data_dir.join("blobs"), blobs).await?;
+    let logs = LogSettings {
+        max_bytes: bounds.logs_bytes,
+        max_age: days(bounds.logs_days),
+        ..LogSettings::default()
+    };
+    let logs = Logs::open(settings.data_dir.join("logs"), logs).await?;
     let mut fleet = Fleet::new(settings.agents.clone(), ledger.agents().await?);
     fleet.note(&ledger.drained().await?, &ledger.agents_behind().await?);
 
@@ -173,7 +184,7 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     }));
     let nobody = subscribe(&service, format!("{}.>", service.nobody)).await?;
     tasks.spawn(direct::serve(service.clone(), nobody, stop.clone()));
-    tasks.spawn(chores::serve(service.clone(), stop.clone()));
+    tasks.spawn(chores::serve(service.clone(), bounds, stop.clone()));
     tasks.spawn(keep_streams(service.clone(), reconnected, stop.clone()));
     tracing::info!(ledger = service.ledger.id(), "serving");
 
@@ -189,6 +200,10 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     tasks.shutdown().await;
     service.ledger.close().await;
     Ok(())
+}
+
+fn days(n: u32) -> Duration {
+    Duration::from_secs(u64::from(n) * 24 * 3600)
 }
 
 /// Makes the streams after every connection: a broker that was away may have lost them. Without them no dispatch

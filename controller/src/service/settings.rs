@@ -41,6 +41,42 @@ pub struct Written {
     /// Certificates to trust besides the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// How much is kept and how long.
+    #[serde(default)]
+    pub bounds: Bounds,
+}
+
+/// How much a controller keeps on its disk and how long; the oldest goes first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bounds {
+    /// Days that jobs are kept after their end.
+    pub jobs_days: u32,
+    /// The ledger; beyond it ended jobs go before their days are over.
+    pub ledger_bytes: u64,
+    /// Days that output is kept.
+    pub logs_days: u32,
+    /// All output together.
+    pub logs_bytes: u64,
+    /// Days that programs and input are kept.
+    pub blobs_days: u32,
+    /// All programs and input together.
+    pub blobs_bytes: u64,
+}
+
+impl Default for Bounds {
+    /// 90 days and 8 GiB of jobs; 30 days and 16 GiB of output; 30 days and 4 GiB of programs.
+    fn default() -> Self {
+        let gib = 1024 * 1024 * 1024;
+        Self {
+            jobs_days: 90,
+            ledger_bytes: 8 * gib,
+            logs_days: 30,
+            logs_bytes: 16 * gib,
+            blobs_days: 30,
+            blobs_bytes: 4 * gib,
+        }
+    }
 }
 
 /// The settings as the service uses them.
@@ -64,6 +100,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The files that all this was read from, this one first: a backup needs them.
     pub files: Vec<PathBuf>,
+    /// How much is kept and how long.
+    pub bounds: Bounds,
 }
 
 /// What is wrong with the settings: everything, in one go.
@@ -106,6 +144,7 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
             prefix,
             ca_file: written.ca_file.map(|p| base.join(p)),
             files,
+            bounds: written.bounds,
         }),
         _ => Err(fail(problems)),
     }

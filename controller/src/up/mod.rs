@@ -453,6 +453,7 @@ fn write_serve(state: &StateDir, url: &str, creds: &Path) -> Result<PathBuf, UpE
         data_dir: "controller".into(),
         prefix: None,
         ca_file: None,
+        bounds: crate::service::settings::Bounds::default(),
     };
     let path = state.root().join("serve.toml");
     let text = toml::to_string(&written).unwrap_or_default();

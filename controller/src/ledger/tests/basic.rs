@@ -233,6 +233,8 @@ async fn jobs_are_found_by_id_prefix_and_latest_and_go_when_pruned() {
     let run = jobs[0].id.run(0);
     ledger.dispatch(vec![agent.mark(&run, 1, 1)]).await.unwrap();
     committed(ledger.settle(agent.outcome(&run, 1, Failed)).await.unwrap());
+    let before = ledger.used_bytes().await.unwrap();
+    assert!(before > 4096, "{before}");
     assert_eq!(ledger.prune(700, 10).await.unwrap(), 0);
     assert_eq!(ledger.prune(701, 10).await.unwrap(), 1, "open jobs stay");
     assert_eq!(ledger.run(&run).await.unwrap(), None);

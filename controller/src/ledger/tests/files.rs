@@ -225,3 +225,64 @@ async fn a_ledger_of_version_1_is_brought_up_to_date() {
     // A second time there is nothing to do.
     Ledger::open(&path).await.unwrap().close().await;
 }
+
+/// A small disk of its own, gone with this value.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(dir.path())
+            .output();
+        mount.is_ok_and(|out| out.status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_in_words_and_is_forgotten_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount() else {
+        use std::io::Write as _;
+        std::io::stderr().write_all(b"SKIPPED: no small disk can be mounted here\n").unwrap();
+        return;
+    };
+    let dir = disk.0.path();
+    let ledger = Ledger::open(dir.join("ledger.sqlite")).await.unwrap();
+    let agent = Who::new(0);
+    let job = created(&ledger, new_job("first", 0, vec![agent.target()])).await;
+    let run = job.id.run(0);
+    ledger.dispatch(vec![agent.mark(&run, 1, 1)]).await.unwrap();
+    let ballast = dir.join("ballast");
+    // Ends when the disk is full.
+    let _ = std::fs::write(&ballast, vec![1; 4 * 1024 * 1024]);
+    let mut made = 0;
+    let refused = loop {
+        match ledger.submit(new_job(&format!("r{made}"), made, vec![agent.target()])).await {
+            Ok(Submitted::Created(_)) => made += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+        assert!(made < 10_000, "the disk is never full");
+    };
+    assert!(matches!(refused, LedgerError::Full { .. }), "{refused}");
+    let told = Settlement {
+        report: agent.report(&"x".repeat(100_000)),
+        ..agent.outcome(&run, 1, RunState::Succeeded)
+    };
+    assert!(matches!(ledger.settle(told.clone()).await, Err(LedgerError::Full { .. })), "no receipt");
+    assert_eq!(ledger.run(&run).await.unwrap().unwrap().state, RunState::Dispatched, "it still reads");
+
+    std::fs::remove_file(&ballast).unwrap();
+    committed(ledger.settle(told).await.unwrap());
+    created(&ledger, new_job("after", 1, vec![agent.target()])).await;
+    let jobs = usize::try_from(made).unwrap() + 2;
+    assert_eq!(ledger.jobs(None, 20_000).await.unwrap().len(), jobs, "nothing half-written");
+    ledger.close().await;
+}
