@@ -4,10 +4,11 @@
 //! - [`shared`]: identity, journal, connection and launcher, which loop and runs both use.
 //! - [`mod@run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
 //!   what an order names, [`outcome`] the judgement of how it ended.
-//! - [`intake`]: messages from the controller, checked.
+//! - [`intake`]: messages from the controller, checked; [`backlog`] dispatches for which no slot was free.
 //! - [`heartbeat`]: what the agent says about itself.
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 pub mod blob;
 pub mod heartbeat;
 pub mod intake;
@@ -38,6 +39,7 @@ use crate::delivery::admit::{Decision, Now, decide};
 use crate::delivery::journal::{Journal, Recovered};
 use crate::delivery::memory::{Known, Memory, Phase};
 use crate::sandbox::{self, Launcher, RunFolder, SandboxError};
+use backlog::Backlog;
 use intake::Command;
 use run::{Admitted, Milestone, Note, Run, Word};
 use shared::Shared;
@@ -94,6 +96,7 @@ struct Agent {
     asked: Option<(Nonce, Instant)>,
     /// Whether there is, or may be, work that was left behind.
     more: bool,
+    backlog: Backlog,
     refused: BTreeMap<Refusal, u64>,
     last_error: Option<String>,
     /// A refusal is told soon, but not more often than the tick.
@@ -147,6 +150,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         open: false,
         asked: None,
         more: true,
+        backlog: Backlog::new(slots),
         refused: BTreeMap::new(),
         last_error: None,
         tell_soon: false,
@@ -345,6 +349,7 @@ impl Agent {
             }
             Command::OrderMissing(dispatch) => self.fetch_order(*dispatch).await,
             Command::Cancel(cancel) => {
+                self.backlog.forget(&cancel.run);
                 let word = Word::Cancel { hard: cancel.hard };
                 let known = self.memory.get(&cancel.run);
                 match self.runs.get(&cancel.run) {
@@ -426,7 +431,11 @@ impl Agent {
         dispatch.expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
         let expires_ms = dispatch.expires_ms;
         match decide(&dispatch, &self.shared.me, known, now) {
-            Decision::Leave => self.more = true,
+            Decision::Leave => {
+                // A newer attempt of what is under way is not kept: it waits for more than a slot.
+                let kept = self.open && known.is_none() && self.backlog.keep(dispatch, order);
+                self.more |= !kept;
+            }
             Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {}", dispatch.run)),
             Decision::Repeat(phase) => {
                 if phase == Phase::Started {
@@ -474,6 +483,19 @@ impl Agent {
                 };
                 self.tasks.spawn(run.execute(admitted, slot));
             }
+        }
+    }
+
+    /// Gives free slots to what was kept for them.
+    async fn take_kept(&mut self) {
+        if now_ms() >= self.shared.config.trust.expires_ms {
+            // Nobody is trusted any more, as if it came now.
+            self.backlog.clear();
+        }
+        while !self.free.is_empty()
+            && let Some((dispatch, order)) = self.backlog.take()
+        {
+            self.dispatch(dispatch, order).await;
         }
     }
 
@@ -540,11 +562,13 @@ impl Agent {
                 if !self.free.contains(&slot) {
                     self.free.push(slot);
                 }
+                self.take_kept().await;
             }
             Milestone::SlotDoubtful(slot) => {
                 if !self.free.contains(&slot) {
                     self.free.insert(0, slot);
                 }
+                self.take_kept().await;
             }
             Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),
             Milestone::Finished(run, attempt) => self.memory.advance(&run, attempt, Phase::Finished),
@@ -618,9 +642,10 @@ impl Agent {
         self.more = false;
         let nonce = Nonce::generate();
         self.asked = Some((nonce, Instant::now()));
-        let held = self.memory.held().take(HELD_NAMED);
-        let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
-        let credit = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
+        let held = self.memory.held();
+        let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt });
+        let held = self.backlog.attempts().chain(held).take(HELD_NAMED).collect();
+        let credit = u32::try_from(self.free.len() + self.backlog.room()).unwrap_or(u32::MAX);
         let question = Question::Work { credit, boot: !self.open, held };
         let ask = Ask { v: VERSION, from: self.shared.from(), nonce, question };
         self.shared.report(Channel::Ask, Kind::Ask, &ask).await;
