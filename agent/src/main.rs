@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sally_agent::sandbox::{LauncherArgs, run_launcher};
+use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, run_launcher};
 use sally_agent::{config, runtime, script};
 
 /// Pulls tasks into an isolated zone, runs them in a sandbox, reports. Listens on nothing.
@@ -42,9 +42,16 @@ fn main() -> ExitCode {
     log_to_stderr();
     match cli.command {
         Command::Run { config } => run(&config),
-        Command::Launcher(args) => done(run_launcher(&args)),
+        Command::Launcher(args) => done(run_launcher(&args, named_files)),
         Command::Config { file } => done(config::load(&file).map(|_| ())),
     }
+}
+
+/// The files that a script named to be kept, for the launcher's keepers.
+fn named_files(doors: [DoorBytes<'_>; 2]) -> Vec<NamedFile> {
+    let [fd3, file] = doors.map(|door| script::Door { bytes: door.kept, seen: door.written });
+    let named = script::read_result(&fd3, &file, &script::ResultLimits::default()).artifacts;
+    named.into_iter().map(|file| NamedFile { name: file.name, path: file.path }).collect()
 }
 
 fn log_to_stderr() {

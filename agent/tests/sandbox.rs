@@ -2,280 +2,20 @@
 //! with the agent's client. Run as root both are tried; else only the second.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod host;
+
+use host::{Ended, Host, LIMIT, Running, alive, block_on, eventually, in_both, plan, profile, spawn, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sally_agent::sandbox::{
-    Event, Events, ExitRecord, Go, Hold, Launcher, Layer, Limits, Mode, Outcome, PLAN_VERSION, Plan, Profile,
-    Program, RunFolder, RunInputs, SandboxError, Script, Started, connect_within,
+    Event, Hold, Layer, Mode, Outcome, Plan, Profile, Program, RunFolder, RunInputs, SandboxError, Script,
+    Started, connect_within,
 };
 use std::collections::BTreeMap;
 use std::fs;
-use std::future::Future;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// The account of the launcher that is an ordinary user.
-const NOBODY: u32 = 65534;
-
-/// No wait of these tests is longer; all end much sooner unless something is broken.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A launcher with its folders. Dropped, it is ended with everything below it.
-struct Host {
-    mode: Mode,
-    dir: tempfile::TempDir,
-    child: Child,
-    launcher: Launcher,
-    uid_base: u32,
-    runs: AtomicU32,
-}
-
-impl Host {
-    async fn start(mode: Mode, args: &[&str]) -> Host {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let state = dir.path().join("state");
-        fs::create_dir(&state).unwrap();
-        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let uid_base = 300_000 + std::process::id() % 10_000 * 100 + NEXT.fetch_add(1, Ordering::Relaxed) * 4;
-        if mode == Mode::User && nix::unistd::geteuid().is_root() {
-            chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        let child = spawn(mode, &state, uid_base, args);
-        let launcher = connect_within(&state.join("socket"), LIMIT).await.unwrap();
-        Host { mode, dir, child, launcher, uid_base, runs: AtomicU32::new(0) }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    /// The kernel uid of a script in a slot.
-    fn uid(&self, slot: u16) -> u32 {
-        match self.mode {
-            Mode::Root => self.uid_base + u32::from(slot),
-            Mode::User if nix::unistd::geteuid().is_root() => NOBODY,
-            Mode::User => nix::unistd::geteuid().as_raw(),
-        }
-    }
-
-    /// Gives a plan to a slot without letting it start.
-    async fn begin(&self, slot: u16, plan: &Plan, inputs: RunInputs) -> Result<Running, SandboxError> {
-        let number = self.runs.fetch_add(1, Ordering::Relaxed);
-        let dir = self.dir.path().join(format!("run-{number}"));
-        let (folder, handover) = RunFolder::create(&dir, inputs).unwrap();
-        let events = folder.events().unwrap();
-        let Started { go, keeper_pid, init_pid } = self.launcher.start(slot, plan, handover).await?;
-        Ok(Running { folder, events, go: Some(go), keeper: keeper_pid, init: init_pid })
-    }
-
-    /// Runs shell text in slot 0 to its end.
-    async fn sh(&self, text: &str) -> Ended {
-        self.run(&plan(text), RunInputs::default()).await
-    }
-
-    async fn run(&self, plan: &Plan, inputs: RunInputs) -> Ended {
-        let mut running = self.begin(0, plan, inputs).await.unwrap();
-        running.release();
-        running.end().await
-    }
-
-    async fn script(&self, text: &str, change: impl FnOnce(&mut Plan)) -> Ended {
-        let mut plan = plan("");
-        plan.program = Program::Script { interpreter: None };
-        plan.argv.clear();
-        change(&mut plan);
-        let script = Some(Script::Bytes(text.as_bytes().to_vec()));
-        self.run(&plan, RunInputs { script, ..RunInputs::default() }).await
-    }
-}
-
-fn spawn(mode: Mode, state: &Path, uid_base: u32, args: &[&str]) -> Child {
-    let program = env!("CARGO_BIN_EXE_sally-agent");
-    let mut command = if mode == Mode::User && nix::unistd::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        let nobody = NOBODY.to_string();
-        command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups", program]);
-        command
-    } else {
-        Command::new(program)
-    };
-    let (socket, host_box, base) = (state.join("socket"), state.join("box"), uid_base.to_string());
-    command.arg("launcher").arg("--state").arg(state).arg("--socket").arg(socket).arg("--box").arg(host_box);
-    command.args(["--slots", "2", "--uid-base", &base, "--stop-kills"]).args(args);
-    command.stdin(Stdio::null()).spawn().unwrap()
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        let _ = self.child.wait();
-    }
-}
-
-/// An attempt that goes on.
-struct Running {
-    folder: RunFolder,
-    events: Events,
-    go: Option<Go>,
-    keeper: i32,
-    init: i32,
-}
-
-impl Running {
-    fn release(&mut self) {
-        self.go.take().unwrap().release();
-    }
-
-    async fn event(&mut self) -> Event {
-        tokio::time::timeout(LIMIT, self.events.next()).await.expect("an event in time").unwrap()
-    }
-
-    async fn until(&mut self, wanted: Event) {
-        loop {
-            match self.event().await {
-                event if event == wanted => return,
-                event @ (Event::Exited | Event::KeeperGone) => {
-                    panic!("{event:?} before {wanted:?}: {:?}", self.folder.exit_record())
-                }
-                Event::Started | Event::Output => {}
-            }
-        }
-    }
-
-    async fn end(mut self) -> Ended {
-        loop {
-            match self.event().await {
-                Event::Exited => return Ended::read(&self.folder),
-                Event::KeeperGone => panic!("the keeper is gone"),
-                Event::Started | Event::Output => {}
-            }
-        }
-    }
-
-    /// Waits until a file of the run folder has this text in it.
-    async fn said(&mut self, text: &str) {
-        while !fs::read_to_string(self.folder.stdout_path()).unwrap().contains(text) {
-            self.until(Event::Output).await;
-        }
-    }
-
-    /// The host's pid of the script: the first child of init.
-    fn script_pid(&self) -> i32 {
-        children(self.init)[0]
-    }
-}
-
-/// An attempt at its end.
-struct Ended {
-    record: ExitRecord,
-    stdout: String,
-    stderr: String,
-    result: Vec<u8>,
-    result_file: Vec<u8>,
-}
-
-impl Ended {
-    fn read(folder: &RunFolder) -> Ended {
-        let text = |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
-        Ended {
-            record: folder.exit_record().unwrap().unwrap(),
-            stdout: text(folder.stdout_path()),
-            stderr: text(folder.stderr_path()),
-            result: fs::read(folder.result_path()).unwrap(),
-            result_file: fs::read(folder.result_file_path()).unwrap(),
-        }
-    }
-
-    /// The script ended with 0; what it printed.
-    fn ok(&self) -> &str {
-        let outcome = &self.record.outcome;
-        assert_eq!(
-            *outcome,
-            Outcome::Exited { code: 0 },
-            "stdout {:?}, stderr {:?}",
-            self.stdout,
-            self.stderr
-        );
-        &self.stdout
-    }
-}
-
-fn plan(shell: &str) -> Plan {
-    Plan {
-        v: PLAN_VERSION,
-        run: "test".into(),
-        attempt: 1,
-        profile: Profile::Strict,
-        program: Program::Command,
-        argv: ["sh", "-c", shell].map(String::from).to_vec(),
-        env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
-        timeout_ms: 15_000,
-        grace_ms: 5_000,
-        exit_grace_ms: 250,
-        limits: Limits::default(),
-        require: vec![],
-    }
-}
-
-fn profile(profile: Profile, shell: &str) -> Plan {
-    Plan { profile, ..plan(shell) }
-}
-
-/// Runs a test in each mode this user can try, each with a launcher of its own.
-fn in_both<F: Future<Output = ()>>(test: impl Fn(Mode) -> F) {
-    let mut modes = vec![Mode::User];
-    if nix::unistd::geteuid().is_root() {
-        modes.push(Mode::Root);
-    } else {
-        skipped_aloud();
-    }
-    for mode in modes {
-        block_on(test(mode));
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "a test that is not run must be seen")]
-fn skipped_aloud() {
-    eprintln!("not root: the mode with a uid for each slot is not tried");
-}
-
-fn block_on<F: Future<Output = ()>>(test: F) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
-
-/// A process and all below it.
-fn tree(root: i32) -> Vec<i32> {
-    let mut all = vec![root];
-    let mut at = 0;
-    while at < all.len() {
-        all.extend(children(all[at]));
-        at += 1;
-    }
-    all
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
-/// Waits, without guessing a time, until something is true.
-async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
-    let until = Instant::now() + LIMIT;
-    while !test() {
-        assert!(Instant::now() < until, "not within {LIMIT:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-fn alive(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
 
 #[test]
 fn output_result_and_exit_code_arrive() {
@@ -309,7 +49,7 @@ fn scripts_get_arguments_parameters_and_an_exact_environment() {
         let inputs = RunInputs {
             script: Some(Script::Bytes(text.into_bytes())),
             params: b"{\"k\":1}".to_vec(),
-            stdin: None,
+            ..RunInputs::default()
         };
         let ended = host.run(&plan, inputs).await;
         let work = paths.work();
@@ -358,6 +98,17 @@ fn standard_input_is_given_or_empty() {
         fs::write(&file, "given").unwrap();
         let inputs = RunInputs { stdin: Some(fs::File::open(file).unwrap()), ..RunInputs::default() };
         assert_eq!(host.run(&plan("cat"), inputs).await.ok(), "given");
+        // By its name too, if the script's uid may read it.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(writer);
+        let empty = RunInputs {
+            stdin: Some(fs::File::from(std::os::fd::OwnedFd::from(reader))),
+            ..RunInputs::default()
+        };
+        assert_eq!(host.run(&plan("cat; echo end"), empty).await.ok(), "end\n");
+        let open = fs::File::open(host.dir.path().join("input")).unwrap();
+        let inputs = RunInputs { stdin: Some(open), ..RunInputs::default() };
+        assert_eq!(host.run(&plan("cat /dev/stdin; cat /proc/self/fd/0"), inputs).await.ok(), "givengiven");
     });
 }
 
@@ -663,9 +414,12 @@ fn the_report_agrees_with_what_is_seen_from_outside() {
             ] {
                 assert_eq!(record.layers[&layer], Hold::Enforced, "{profile} {layer}");
             }
-            for layer in [Layer::Seccomp, Layer::Landlock, Layer::Cgroup] {
-                assert_eq!(record.layers[&layer], Hold::Absent);
-            }
+            assert_eq!(record.layers[&Layer::Cgroup], Hold::Absent);
+            assert_eq!(record.layers[&Layer::Seccomp], Hold::Enforced);
+            // Of 6.12 and later; what it does is in the attack tests.
+            assert_eq!(record.layers[&Layer::Landlock], Hold::Enforced);
+            // All three of the keeper's and the stage's: what an attempt inherits and what it gets last.
+            assert_eq!((&seen.status["Seccomp"][..], &seen.status["Seccomp_filters"][..]), ("2", "3"));
             let root = if profile == Profile::Host { Hold::Degraded } else { Hold::Enforced };
             assert_eq!(record.layers[&Layer::Root], root);
             let uid = if mode == Mode::Root { Hold::Enforced } else { Hold::Absent };
@@ -713,9 +467,10 @@ fn seen_from_outside(pid: i32) -> Seen {
 #[test]
 fn a_layer_left_out_shows_in_the_report() {
     in_both(async |mode| {
+        let whole = Host::start(mode, &[]).await.sh("true").await.record.layers;
         for layer in Layer::ALL {
             let expected = match (layer, mode) {
-                (Layer::Seccomp | Layer::Landlock | Layer::Cgroup, _) | (Layer::Uid, _) => continue,
+                (Layer::Cgroup, _) | (Layer::Uid, _) => continue,
                 // Without it an ordinary user has no other either.
                 (Layer::User, Mode::User) => continue,
                 (Layer::Mount | Layer::Root, _) => Hold::Degraded,
@@ -724,7 +479,13 @@ fn a_layer_left_out_shows_in_the_report() {
             let host = Host::start(mode, &["--break", layer.name()]).await;
             let record = host.sh("true").await.record;
             assert_eq!(record.outcome, Outcome::Exited { code: 0 }, "{layer}: {record:?}");
-            assert_eq!(record.layers[&layer], expected, "{layer}: {:?}", record.layers);
+            let mut wanted = whole.clone();
+            wanted.insert(layer, expected);
+            if layer == Layer::User {
+                // A slot's uid is given to it by its user namespace.
+                wanted.insert(Layer::Uid, Hold::Absent);
+            }
+            assert_eq!(record.layers, wanted, "{layer}");
             let mut demanding = plan("true");
             demanding.require = vec![layer];
             let record = host.run(&demanding, RunInputs::default()).await.record;
@@ -741,10 +502,10 @@ fn what_is_missing_on_every_host_today_cannot_be_required() {
     in_both(async |mode| {
         let host = Host::start(mode, &[]).await;
         let mut demanding = plan("true");
-        demanding.require = vec![Layer::Net, Layer::Seccomp];
+        demanding.require = vec![Layer::Net, Layer::Cgroup];
         let outcome = host.run(&demanding, RunInputs::default()).await.record.outcome;
         let Outcome::SetupFailed { message, .. } = outcome else { panic!("{outcome:?}") };
-        assert!(message.contains("seccomp") && !message.contains("net,"), "{message}");
+        assert!(message.contains("cgroup") && !message.contains("net,"), "{message}");
         demanding.require = vec![Layer::Net, Layer::Root];
         host.run(&demanding, RunInputs::default()).await.ok();
     });
@@ -958,5 +719,103 @@ fn a_launcher_can_end_with_its_parent() {
         assert_eq!(record.outcome, Outcome::Cancelled { code: None, signal: Some(9) });
         let launcher = host.launcher.info().pid;
         eventually("the launcher is gone", || !alive(launcher)).await;
+    });
+}
+
+#[test]
+fn secrets_are_files_that_only_the_script_reads_and_nothing_remains_of_them() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let folder = host.launcher.box_paths(Profile::Strict).secrets();
+        let folder = folder.display();
+        let value = format!("hunter-{}", std::process::id());
+        let secrets = vec![("db.pass".into(), value.clone().into_bytes()), ("key".into(), vec![0, 10, 255])];
+        let text = format!(
+            "cd {folder}; stat -c '%n %a %u %s' *; cat db.pass; echo; stat -f -c %T .; \
+             (echo x > new) 2>/dev/null || echo sealed; (echo x > key) 2>/dev/null || echo locked; cat >&2"
+        );
+        let mut running =
+            host.begin(0, &plan(&text), RunInputs { secrets, ..RunInputs::default() }).await.unwrap();
+        let plan_seen = fs::read(format!("/proc/{}/cmdline", running.init)).unwrap_or_default();
+        running.release();
+        let ended = running.end().await;
+        let uid = host.uid(0);
+        let expected =
+            format!("db.pass 400 {uid} {}\nkey 400 {uid} 3\n{value}\nramfs\nsealed\nlocked\n", value.len());
+        assert_eq!(ended.ok(), expected, "{}", ended.stderr);
+        assert!(!String::from_utf8_lossy(&plan_seen).contains("hunter"));
+        // The next attempt in the slot has an empty folder, and the record says nothing.
+        assert_eq!(host.sh(&format!("ls -A {folder}")).await.ok(), "");
+        assert!(!String::from_utf8(ended.record.to_line()).unwrap().contains("hunter"));
+    });
+}
+
+#[test]
+fn secrets_that_cannot_be_files_are_refused_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["../x", ".x", "", "a/b"] {
+        let secrets = vec![(name.to_owned(), b"hunter2".to_vec())];
+        let inputs = RunInputs { secrets, ..RunInputs::default() };
+        block_on(async {
+            let refused = RunFolder::create(&dir.path().join(format!("run-{}", name.len())), inputs);
+            let message = refused.err().unwrap().to_string();
+            assert!(message.contains("no name for a secret") && !message.contains("hunter2"), "{message}");
+        });
+    }
+}
+
+#[test]
+fn files_that_the_script_names_are_kept_and_nothing_else_is() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let text = r#"mkdir out; echo report > out/a.txt; head -c 100000 /dev/zero > big; : > empty
+            ln -s /etc/passwd link; mkfifo fifo; echo no > unnamed; chmod 0 out/a.txt
+            echo '{"@artifact":{"path":"out/a.txt","name":"report"}} {"@artifact":"big"}{"n":1}' >&3
+            echo '{"@artifact":"link"} {"@artifact":"fifo"} {"\u0040artifact":"gone"}' >&3
+            echo '{"@artifact":"empty"}' > $SALLY_RESULT_FILE"#;
+        let mut plan = plan(text);
+        let door = host.launcher.box_paths(Profile::Strict).result_file();
+        plan.env.push(("SALLY_RESULT_FILE".into(), door.to_string_lossy().into_owned()));
+        let mut running = host.begin(0, &plan, RunInputs::default()).await.unwrap();
+        let folder = running.folder.clone();
+        running.release();
+        let ended = running.end().await;
+        assert_eq!(ended.ok(), "", "{}", ended.stderr);
+        let index = folder.unpack_artifacts().unwrap();
+        assert_eq!(index, ended.record.artifacts);
+        let said: Vec<_> = index.iter().map(|a| (a.path.as_str(), a.bytes, a.error.is_none())).collect();
+        let expected = [
+            ("out/a.txt", 7, true),
+            ("big", 100_000, true),
+            ("link", 0, false),
+            ("fifo", 0, false),
+            ("gone", 0, false),
+            ("empty", 0, true),
+        ];
+        assert_eq!(said, expected, "{index:?}");
+        assert_eq!(index[0].name, "report");
+        assert_eq!(fs::read(folder.artifact_path(0)).unwrap(), b"report\n");
+        assert_eq!(fs::read(folder.artifact_path(1)).unwrap(), vec![0; 100_000]);
+        assert_eq!(fs::read(folder.artifact_path(5)).unwrap(), b"");
+        assert!(!folder.artifact_path(2).exists());
+        // Another agent process finds the same, and a torn copy is made again.
+        fs::write(folder.artifact_path(0), "rep").unwrap();
+        assert_eq!(RunFolder::open(folder.path()).unwrap().unpack_artifacts().unwrap(), index);
+        assert_eq!(fs::read(folder.artifact_path(0)).unwrap(), b"report\n");
+    });
+}
+
+#[test]
+fn files_beyond_the_limit_are_not_cut_but_left_out() {
+    in_both(async |mode| {
+        let host = Host::start(mode, &[]).await;
+        let mut plan =
+            plan(r#"for n in 1 2 3; do head -c 600 /dev/zero > $n; echo "{\"@artifact\":\"$n\"}" >&3; done"#);
+        plan.limits.artifact_bytes = 1000;
+        plan.limits.artifact_files = 2;
+        let record = host.run(&plan, RunInputs::default()).await.record;
+        let said: Vec<_> = record.artifacts.iter().map(|a| (a.bytes, a.error.is_some())).collect();
+        assert_eq!(said, [(600, false), (0, true)]);
+        assert!(record.artifacts[1].error.as_ref().unwrap().contains("artifact_bytes"));
     });
 }

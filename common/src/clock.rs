@@ -4,10 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970-01-01T00:00:00Z by this host's wall clock.
 pub fn now_ms() -> i64 {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
+    let now = match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(d) => i64::try_from(d.as_millis()).unwrap_or(i64::MAX),
         Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
-    }
+    };
+    now.saturating_add(crate::fail::clock_offset_ms())
 }
 
 /// Writes a wire time as RFC 3339 in UTC with milliseconds, `2026-11-21T07:00:00.123Z`.

@@ -3,10 +3,12 @@
 //! In reading order: [`name`] and [`id`] are the checked values everything else is made of,
 //! [`key`] signs and verifies, [`subject`] builds and reads every subject, [`limit`] holds the
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
-//! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock.
+//! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock,
+//! [`fail`] is where tests make programs fail.
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod fail;
 pub mod id;
 pub mod json;
 pub mod key;
@@ -15,6 +17,7 @@ pub mod name;
 pub mod nats;
 pub mod params;
 pub mod program;
+pub mod secret;
 pub mod selector;
 pub mod subject;
 pub mod trust;

@@ -57,3 +57,23 @@ pub const WORDS_MAX: usize = 64 * 1024;
 
 /// Most targets of one job.
 pub const TARGETS_MAX: usize = 20_000;
+/// Attempts of one run, the first included.
+pub const ATTEMPTS_MAX: u32 = 100;
+
+/// Kinds of ends that one order may name for another attempt.
+pub const RETRY_ON_MAX: usize = 32;
+
+/// The longest wait between two attempts, milliseconds.
+pub const BACKOFF_MAX_MS: u64 = 24 * 3600 * 1000;
+
+/// The highest priority of a job; the lowest is 0.
+pub const PRIORITY_MAX: u8 = 9;
+
+/// The priority of a job that names none.
+pub const PRIORITY_DEFAULT: u8 = 4;
+
+/// Secrets of one order for one agent.
+pub const SECRETS_MAX: usize = 32;
+
+/// One secret, opened, bytes.
+pub const SECRET_BYTES_MAX: usize = 64 * 1024;

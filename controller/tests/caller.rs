@@ -210,6 +210,7 @@ impl Played {
                 json!({"targets": [{"zone": "local", "agent": "local-1", "online": true}]})
             }
             Call::Jobs { .. } => json!({"jobs": [], "more": false}),
+            other => return Err(fail(ErrorCode::Usage, &format!("{} is not played here", other.verb()))),
         })
     }
 

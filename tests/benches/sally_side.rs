@@ -152,6 +152,7 @@ impl Sally {
                 ..Default::default()
             },
             task: Task {
+                retry: None,
                 title: Some("bench".into()),
                 name: None,
                 program: Program::Command,

@@ -97,6 +97,8 @@ mod tests {
             order_bytes: 0,
             order: None,
             order_signatures: vec![],
+            answers: None,
+            lane: sally_common::wire::command::Lane::Queue,
         }
     }
 

@@ -259,7 +259,9 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
             }
         }
     }
+    sally_common::fail::io("agent.journal.commit")?;
     transaction.commit()?;
+    sally_common::fail::point("agent.journal.committed");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::run::Note;
+use super::run::files::Note;
 use super::shared::Shared;
 
 /// Pieces that one question allows to be on the way: 16 of 15 KiB, a quarter of a MiB.

@@ -64,7 +64,7 @@ impl Shared {
         let runs_dir = config.state_dir.join("runs");
         // What another process had put aside is not known to be whole.
         let spare_dir = config.state_dir.join("spare");
-        super::run::remove_dir(&spare_dir);
+        super::run::files::remove_dir(&spare_dir);
         if let Err(error) = std::fs::create_dir(&spare_dir) {
             tracing::warn!(%error, dir = %spare_dir.display(), "cannot make a folder");
         }
@@ -151,11 +151,11 @@ impl Shared {
         {
             spares.count += 1;
             let spare = self.config.state_dir.join("spare").join(spares.count.to_string());
-            if folder.empty(&spare, &super::run::OWN_FILES).is_ok() {
+            if folder.empty(&spare, &super::run::files::OWN_FILES).is_ok() {
                 return spares.ready.push(spare);
             }
         }
-        super::run::remove_dir(dir);
+        super::run::files::remove_dir(dir);
     }
 
     /// Counts a loss, by kind. Shown in the heartbeat.

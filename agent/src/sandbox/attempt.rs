@@ -1,12 +1,13 @@
 //! One attempt as its keeper sees it: clock, pipes, cancellation, and the exit record at the end.
 #![forbid(unsafe_code)]
 
-use super::capture::{BUFFER, Stream};
+use super::artifacts::{self, DoorBytes};
+use super::capture::{BUFFER, Stream, read_kept};
 use super::init::Prepared;
 use super::keeper::{FromLauncher, Keeper};
 use super::layer::Layers;
 use super::plan::Plan;
-use super::record::{ExitRecord, Outcome, RECORD_VERSION, StreamCount, Usage};
+use super::record::{Collected, ExitRecord, Outcome, RECORD_VERSION, StreamCount, Usage};
 use super::step::{Step, StepError};
 use super::sys;
 use super::wire::{self, Answer, Ended, INIT_KILL, INIT_TERM, PlanFds, Report, Word};
@@ -39,7 +40,7 @@ pub(super) fn run(
     fds: PlanFds,
     prepared: Result<Prepared, StepError>,
 ) {
-    let PlanFds { stdout, stderr, result, result_file, exit, events, control, inputs } = fds;
+    let PlanFds { stdout, stderr, result, result_file, artifacts, exit, events, control, inputs } = fds;
     let begun = prepared.and_then(|prepared| {
         let limits = &plan.limits;
         let (streams, [out, err, three]) = pipes([
@@ -78,6 +79,8 @@ pub(super) fn run(
             let mut buffer = vec![0; BUFFER];
             attempt.watch(keeper, &mut buffer);
             attempt.fill(&mut record, &result_file, &mut buffer);
+            record.artifacts =
+                attempt.keep_named_files(keeper, &record, &result_file, &artifacts, &mut buffer);
             init = Some(attempt.prepared);
         }
     }
@@ -333,6 +336,26 @@ impl Attempt<'_> {
         let _ = wire::send_bytes(self.prepared.init_socket.as_fd(), &[order], &[], MsgFlags::MSG_DONTWAIT);
     }
 
+    /// Keeps the files that the script named. The tree is dead by now.
+    fn keep_named_files(
+        &self,
+        keeper: &Keeper,
+        record: &ExitRecord,
+        result_file: &OwnedFd,
+        target: &OwnedFd,
+        buffer: &mut [u8],
+    ) -> Vec<Collected> {
+        let fd3 = self.streams[2].kept(&record.result);
+        let count = record.result_file.clone().unwrap_or_default();
+        let file = read_kept(result_file.as_fd(), &count);
+        if ![&fd3, &file].into_iter().any(|door| artifacts::may_name_files(door)) {
+            return Vec::new();
+        }
+        let door = |kept, count: &StreamCount| DoorBytes { kept, written: count.kept + count.dropped };
+        let named = (keeper.setup.named_files)([door(&fd3, &record.result), door(&file, &count)]);
+        artifacts::collect(self.prepared.work.as_fd(), target.as_fd(), named, &self.plan.limits, buffer)
+    }
+
     /// Writes everything that is known into the record.
     fn fill(&mut self, record: &mut ExitRecord, result_file: &OwnedFd, buffer: &mut [u8]) {
         [record.stdout, record.stderr, record.result] =
@@ -465,6 +488,7 @@ fn empty_record(keeper: &Keeper, plan: &Plan) -> ExitRecord {
         stderr: StreamCount::default(),
         result: StreamCount::default(),
         result_file: None,
+        artifacts: Vec::new(),
         usage: Usage::default(),
         leftovers: 0,
         uid: keeper.setup.uid,

@@ -3,6 +3,7 @@
 
 use super::record::StreamCount;
 use nix::errno::Errno;
+use nix::sys::uio::pread;
 use nix::unistd::{read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -54,6 +55,11 @@ impl Stream {
         std::mem::take(&mut self.count)
     }
 
+    /// Reads what is in the file.
+    pub(super) fn kept(&self, count: &StreamCount) -> Vec<u8> {
+        read_kept(self.file.as_fd(), count)
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         let room = usize::try_from(self.limit - self.count.kept).unwrap_or(usize::MAX);
         let room = if self.count.error.is_none() { room } else { 0 };
@@ -77,6 +83,17 @@ impl Stream {
         }
         length - bytes.len()
     }
+}
+
+/// Reads the bytes of a run folder's file that `count` tells of, as far as they can be read.
+pub(super) fn read_kept(file: BorrowedFd<'_>, count: &StreamCount) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(count.kept).unwrap_or_default()];
+    let mut length = 0;
+    while let Ok(more @ 1..) = pread(file, &mut bytes[length..], length as i64) {
+        length += more;
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 
 use super::SandboxError;
 use super::attempt::{CONTROL_CANCEL, CONTROL_KILL};
-use super::record::{ExitRecord, MAX_RECORD_BYTES};
+use super::record::{Collected, ExitRecord, MAX_RECORD_BYTES};
+use super::secrets;
 use super::wire::{Inputs, PlanFds};
 use nix::fcntl::{OFlag, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::unistd::{mkfifo, pipe2, write};
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,9 @@ pub struct RunInputs {
     pub script: Option<Script>,
     /// The parameters: a JSON object. Empty means `{}`.
     pub params: Vec<u8>,
+    /// Secrets: names that [`check_secret_name`](super::check_secret_name) allows, and values of any bytes. At most
+    /// [`SECRETS_MAX`](super::SECRETS_MAX), together at most [`SECRETS_BYTES_MAX`](super::SECRETS_BYTES_MAX).
+    pub secrets: Vec<(String, Vec<u8>)>,
     /// Standard input; `None` for `/dev/null`.
     pub stdin: Option<File>,
 }
@@ -86,19 +90,21 @@ impl RunFolder {
     /// Creates the folder (its parent must exist) with everything an attempt needs.
     pub fn create(dir: &Path, inputs: RunInputs) -> Result<(RunFolder, Handover), SandboxError> {
         let folder = RunFolder { dir: dir.to_owned() };
+        let secrets = secrets::encode(&inputs.secrets).map_err(SandboxError::Secrets)?;
         DirBuilder::new().mode(0o700).create(dir).map_err(|e| SandboxError::path("create", dir, e))?;
         for fifo in [folder.events_path(), folder.control_path()] {
             mkfifo(&fifo, Mode::from_bits_truncate(0o600))
                 .map_err(|e| SandboxError::path("create", &fifo, e.into()))?;
         }
-        folder.hand_over(inputs, OFlag::O_CREAT | OFlag::O_EXCL)
+        folder.hand_over(inputs, &secrets, OFlag::O_CREAT | OFlag::O_EXCL)
     }
 
     /// Makes the folder from one that [`RunFolder::empty`] has put aside. New files cost more than all else
     /// here: a file system looks long for an inode when many have just been removed.
     pub fn reuse(spare: &Path, dir: &Path, inputs: RunInputs) -> Result<(RunFolder, Handover), SandboxError> {
+        let secrets = secrets::encode(&inputs.secrets).map_err(SandboxError::Secrets)?;
         fs::rename(spare, dir).map_err(|e| SandboxError::path("rename", spare, e))?;
-        RunFolder { dir: dir.to_owned() }.hand_over(inputs, OFlag::empty())
+        RunFolder { dir: dir.to_owned() }.hand_over(inputs, &secrets, OFlag::empty())
     }
 
     /// Empties the folder and puts it aside under this name. Only for an attempt whose [`Event::Exited`] was heard
@@ -106,8 +112,10 @@ impl RunFolder {
     /// other file in it the folder stays, emptied, and an error is returned.
     pub fn empty(&self, spare: &Path, also: &[&str]) -> Result<(), SandboxError> {
         let own = [self.stdout_path(), self.stderr_path(), self.result_path(), self.result_file_path()];
-        let own =
-            own.into_iter().chain([self.exit_path()]).chain(also.iter().map(|name| self.dir.join(name)));
+        let own = own
+            .into_iter()
+            .chain([self.artifacts_path(), self.exit_path()])
+            .chain(also.iter().map(|name| self.dir.join(name)));
         let mut expected = 2; // The two fifos hold nothing when nobody has them open.
         for path in own {
             expected += 1;
@@ -123,12 +131,18 @@ impl RunFolder {
         fs::rename(&self.dir, spare).map_err(|e| SandboxError::path("rename", &self.dir, e))
     }
 
-    fn hand_over(self, inputs: RunInputs, fresh: OFlag) -> Result<(RunFolder, Handover), SandboxError> {
+    fn hand_over(
+        self,
+        inputs: RunInputs,
+        secrets: &[u8],
+        fresh: OFlag,
+    ) -> Result<(RunFolder, Handover), SandboxError> {
         let folder = self;
         // Open for reading too, so that there is no moment without a reader; the keeper only writes.
         let events = open_at(&folder.events_path(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
         let control = open_at(&folder.control_path(), OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
-        let output = OFlag::O_WRONLY | OFlag::O_APPEND | fresh;
+        // Readable too: the keeper looks in the last three for names of files to keep.
+        let output = OFlag::O_RDWR | OFlag::O_APPEND | fresh;
         let (wait, go) = pipe2(OFlag::O_CLOEXEC).map_err(|e| SandboxError::Io("make a pipe", e.into()))?;
         let script = match inputs.script {
             Some(Script::File(file)) => file.into(),
@@ -141,6 +155,7 @@ impl RunFolder {
             stderr: open_at(&folder.stderr_path(), output)?,
             result: open_at(&folder.result_path(), output)?,
             result_file: open_at(&folder.result_file_path(), output)?,
+            artifacts: open_at(&folder.artifacts_path(), output)?,
             exit: open_at(&folder.exit_path(), OFlag::O_WRONLY | fresh)?,
             events,
             control,
@@ -148,6 +163,7 @@ impl RunFolder {
                 go: wait,
                 script,
                 params: in_memory(params)?,
+                secrets: in_memory(secrets)?,
                 stdin: inputs.stdin.map(Into::into),
             },
         };
@@ -185,6 +201,43 @@ impl RunFolder {
     /// What was in the result file at the end, as far as it was kept.
     pub fn result_file_path(&self) -> PathBuf {
         self.dir.join("result-file")
+    }
+
+    /// File number `at` of the exit record's `artifacts`, once [`RunFolder::unpack_artifacts`] has made it.
+    pub fn artifact_path(&self, at: usize) -> PathBuf {
+        self.dir.join(format!("artifact.{at}"))
+    }
+
+    /// Makes `artifact.N` for each file that was kept, N being its place in the exit record's list, and returns that
+    /// list. To be called after [`Event::Exited`]; called again it changes nothing. Needs as much room again as the
+    /// files have.
+    pub fn unpack_artifacts(&self) -> Result<Vec<Collected>, SandboxError> {
+        let index = self.exit_record()?.map(|record| record.artifacts).unwrap_or_default();
+        let bundle = self.artifacts_path();
+        let mut source = File::open(&bundle).map_err(|e| SandboxError::path("read", &bundle, e))?;
+        let mut start = 0;
+        for (at, entry) in index.iter().enumerate().filter(|(_, entry)| entry.error.is_none()) {
+            let path = self.artifact_path(at);
+            if fs::metadata(&path).map_or(0, |m| m.len() + 1) != entry.bytes + 1 {
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+                let mut target = File::from(open_at(&path, flags)?);
+                let copied = source
+                    .seek(io::SeekFrom::Start(start))
+                    .and_then(|_| io::copy(&mut (&mut source).take(entry.bytes), &mut target))
+                    .map_err(|e| SandboxError::path("write", &path, e))?;
+                if copied != entry.bytes {
+                    let torn =
+                        io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than its index says");
+                    return Err(SandboxError::path("read", &bundle, torn));
+                }
+            }
+            start += entry.bytes;
+        }
+        Ok(index)
+    }
+
+    fn artifacts_path(&self) -> PathBuf {
+        self.dir.join("artifacts")
     }
 
     /// The exit record. [`RunFolder::exit_record`] reads it.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock;
 use super::layer::{Layer, Layers};
 use super::plan::Limits;
 use super::profile::Profile;
@@ -35,6 +36,8 @@ pub(super) struct Prepared {
     pub(super) stage_socket: OwnedFd,
     /// The folder of the result file.
     pub(super) out: OwnedFd,
+    /// The work folder.
+    pub(super) work: OwnedFd,
     /// What holds already.
     pub(super) layers: Layers,
 }
@@ -48,9 +51,9 @@ pub(super) fn prepare(setup: &Setup, base: &Path, lock: &OwnedFd) -> Result<Prep
         Fork::Parent(init) => {
             drop((init_end, stage_end));
             match wire::receive::<Word>(stage_socket.as_fd(), MsgFlags::empty()) {
-                Ok(Some((Word::Prepared(layers), fds))) => match fds.into_iter().next() {
-                    Some(out) => Ok(Prepared { init, init_socket, stage_socket, out, layers }),
-                    None => Err(StepError::other("init", "the stage sent no folder")),
+                Ok(Some((Word::Prepared(layers), fds))) => match <[OwnedFd; 2]>::try_from(fds) {
+                    Ok([out, work]) => Ok(Prepared { init, init_socket, stage_socket, out, work, layers }),
+                    Err(_) => Err(StepError::other("init", "the stage did not send two folders")),
                 },
                 Ok(Some((Word::Failed { error, .. }, _))) => Err(error),
                 Ok(_) => Err(StepError::other("init", "the sandbox ended while it was being built")),
@@ -108,21 +111,30 @@ fn build(
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
     let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
-    let (out, own_proc) =
+    let attempt =
         template::add_attempt(setup.profile, private_root, base, defaults.work_bytes, defaults.work_files)?;
+    // Taken whole, so that nothing of it is dropped after its descriptor was closed below.
+    let template::Attempt { results, covered, own_proc } = attempt;
+    let landlock = match setup.broken(Layer::Landlock) {
+        false => landlock::prepare(setup.profile, private_root, base, covered)?,
+        true => {
+            drop(covered);
+            None
+        }
+    };
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().step("init", "blocking SIGCHLD")?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&mask, flags).step("init", "signal descriptor")?;
     let main = match sys::fork().step("init", "forking the stage")? {
-        Fork::Child => stage::enter(setup, base, stage_end, &out, own_proc),
+        Fork::Child => stage::enter(setup, base, stage_end, &results, own_proc, landlock.as_ref()),
         Fork::Parent(main) => main,
     };
     // From here init holds no pipe of the script and no way to the keeper but its own socket.
     close_all_but(&[keeper.as_raw_fd(), signals.as_fd().as_raw_fd(), lock])
         .step("init", "closing descriptors")?;
-    std::mem::forget(out);
+    std::mem::forget((results, landlock));
     sys::drop_bounding_set().step("init", "dropping the bounding set")?;
     sys::set_capabilities(0).step("init", "dropping capabilities")?;
     prctl::set_no_new_privs().step("init", "no new privileges")?;

@@ -3,11 +3,13 @@
 //! launcher while an attempt runs.
 #![forbid(unsafe_code)]
 
+use super::artifacts::NamedFiles;
 use super::attempt;
 use super::init::{self, Prepared};
 use super::layer::Layer;
 use super::plan::Plan;
 use super::profile::{Policy, Profile};
+use super::seccomp::Filters;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
 use super::template::Template;
@@ -50,6 +52,10 @@ pub(super) struct Setup {
     pub(super) host_root_device: u64,
     /// The keeper's own mount namespace, once it has one.
     pub(super) keeper_mount: u64,
+    /// The system call filters of the profile; `None` if they could not be made or installed.
+    pub(super) filters: Option<Filters>,
+    /// Finds the files that a script named.
+    pub(super) named_files: NamedFiles,
     /// Layers left out on purpose, for tests.
     pub(super) broken: Vec<Layer>,
 }
@@ -283,7 +289,30 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
     prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
     let keep = [launcher.as_raw_fd(), lock.as_raw_fd()];
     init::close_all_but(&keep).step("keeper", "closing descriptors")?;
+    leave_keyrings();
+    install_filters(&mut setup);
     Ok((setup, lock, base))
+}
+
+/// Leaves the session keyring of whoever started the launcher. A kernel without keys has nothing to leave.
+fn leave_keyrings() {
+    if let Err(errno) = sys::join_new_session_keyring()
+        && errno != Errno::ENOSYS
+    {
+        tracing::warn!(error = %errno, "no new session keyring; the system call filter keeps scripts from keys");
+    }
+}
+
+/// Installs what keeper, init and every attempt share of the system call filter. Without it the layer is
+/// reported `absent`, and a plan that requires it is refused.
+fn install_filters(setup: &mut Setup) {
+    if setup.broken(Layer::Seccomp) {
+        setup.filters = None;
+    }
+    if let Some(Err(errno)) = setup.filters.as_ref().map(Filters::install_first) {
+        tracing::error!(error = %errno, "the system call filter cannot be installed");
+        setup.filters = None;
+    }
 }
 
 /// Standard error stays: it is the launcher's log.

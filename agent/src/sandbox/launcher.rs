@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::SandboxError;
+use super::artifacts::NamedFiles;
 use super::keeper::{self, Setup};
 use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
 use super::profile::{Policy, Profile};
+use super::seccomp::Filters;
 use super::step::StepError;
 use super::sys::{self, Fork};
 use super::verify::NamespaceIds;
@@ -87,7 +89,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const MAX_CONNECTIONS: usize = 16;
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(args: &LauncherArgs) -> Result<(), SandboxError> {
+///
+/// `named_files` tells keepers which files a script named to be kept: this room does not know how scripts speak.
+pub fn run(args: &LauncherArgs, named_files: NamedFiles) -> Result<(), SandboxError> {
     if args.with_parent {
         prctl::set_pdeathsig(Signal::SIGTERM).map_err(|e| SandboxError::Start(e.into()))?;
     }
@@ -95,7 +99,7 @@ pub fn run(args: &LauncherArgs) -> Result<(), SandboxError> {
         end_strays(&args.state, args.slots);
         return Ok(());
     }
-    let mut launcher = Launcher::new(args)?;
+    let mut launcher = Launcher::new(args, named_files)?;
     launcher.start_keepers();
     launcher.serve()
 }
@@ -107,6 +111,7 @@ struct Launcher {
     host: NamespaceIds,
     host_root_device: u64,
     task_program: PathBuf,
+    named_files: NamedFiles,
     listener: OwnedFd,
     signals: SignalFd,
     connections: Vec<Connection>,
@@ -146,7 +151,7 @@ enum State {
 }
 
 impl Launcher {
-    fn new(args: &LauncherArgs) -> Result<Self, SandboxError> {
+    fn new(args: &LauncherArgs, named_files: NamedFiles) -> Result<Self, SandboxError> {
         let mode = if geteuid().is_root() { Mode::Root } else { Mode::User };
         fs::create_dir_all(&args.state).map_err(|e| SandboxError::path("create", &args.state, e))?;
         let lock_path = args.state.join("launcher.lock");
@@ -179,6 +184,7 @@ impl Launcher {
             host: NamespaceIds::own(),
             host_root_device: stat("/").map_or(0, |s| s.st_dev),
             task_program,
+            named_files,
             listener,
             signals,
             connections: Vec::new(),
@@ -234,6 +240,8 @@ impl Launcher {
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
+            filters: Filters::new(profile).inspect_err(|error| tracing::error!("{error}")).ok(),
+            named_files: self.named_files,
             broken: self.args.broken.clone(),
         }
     }
@@ -422,6 +430,7 @@ impl Launcher {
         }
         let (id, _, _) = slot.waiting.remove(0);
         let given = wire::pair().and_then(|(client, end)| {
+            sally_common::fail::point("launcher.client.before");
             wire::send(handle.socket.as_fd(), &Order::Client, &[end.as_fd()], MsgFlags::MSG_DONTWAIT)?;
             Ok(client)
         });

@@ -36,9 +36,9 @@ pub enum Layer {
     ClosedDescriptors,
     /// Exactly the variables of the plan.
     Environment,
-    /// A system call filter. Not built yet: reported as absent.
+    /// A system call filter: an allow-list, with some calls limited by their arguments.
     Seccomp,
-    /// Landlock rules. Not built yet: reported as absent.
+    /// Landlock rules on files, TCP (`strict`), abstract sockets and signals. An older kernel knows less: `degraded`.
     Landlock,
     /// Limits by control group. Not built yet: reported as absent.
     Cgroup,

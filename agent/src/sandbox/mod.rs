@@ -7,18 +7,22 @@
 //! - `wire`: the messages between all of them.
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
 //! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
+//! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
+//! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
 //! - `sys`: system calls; the only `unsafe` code of the project.
 //!
 //! From `launcher` down every process has one thread and forks without executing anything: a forked copy
 //! may use its heap, and starting another program would cost more than the whole sandbox.
 
+mod artifacts;
 mod attempt;
 mod capture;
 mod client;
 mod folder;
 mod init;
 mod keeper;
+mod landlock;
 mod launcher;
 mod layer;
 mod paths;
@@ -26,6 +30,8 @@ mod plan;
 mod profile;
 mod program;
 mod record;
+mod seccomp;
+mod secrets;
 mod stage;
 mod step;
 mod sys;
@@ -33,6 +39,7 @@ mod template;
 mod verify;
 mod wire;
 
+pub use artifacts::{DoorBytes, NamedFile, NamedFiles};
 pub use client::{Launcher, Started, connect_within, spawn_launcher};
 pub use folder::{Event, Events, Go, Handover, RunFolder, RunInputs, Script};
 pub use launcher::{LauncherArgs, run as run_launcher};
@@ -40,7 +47,9 @@ pub use layer::{Hold, Layer, Layers, missing as missing_layers};
 pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
 pub use profile::{Policy, Profile};
-pub use record::{ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use record::{Collected, ExitRecord, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage};
+pub use seccomp::table as system_calls;
+pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};
 pub use step::StepError;
 pub use wire::{LauncherInfo, Mode};
 
@@ -71,6 +80,9 @@ pub enum SandboxError {
     /// Another launcher serves the same state folder.
     #[error("another launcher uses {}; stop it first or give this one another --state", .0.display())]
     AlreadyRunning(PathBuf),
+    /// Secrets that cannot be handed over. The message holds no value.
+    #[error("the secrets cannot be given to the script: {0}")]
+    Secrets(String),
     /// The slot still runs an attempt.
     #[error("slot {0} is busy; wait for its exit record")]
     Busy(u16),

@@ -75,6 +75,10 @@ pub struct Limits {
     pub work_bytes: u64,
     /// Files and directories in them, a number.
     pub work_files: u64,
+    /// Files that the script leaves behind to be kept, together.
+    pub artifact_bytes: u64,
+    /// How many of them, a number.
+    pub artifact_files: u64,
     /// The script and its parameters together.
     pub script_bytes: u64,
     /// The largest single file the script may write.
@@ -96,6 +100,8 @@ impl Default for Limits {
             result_bytes: MIB,
             work_bytes: 256 * MIB,
             work_files: 16 * 1024,
+            artifact_bytes: 64 * MIB,
+            artifact_files: 64,
             script_bytes: 64 * MIB,
             file_bytes: 256 * MIB,
             open_files: 1024,
@@ -112,6 +118,8 @@ impl Limits {
         result_bytes: 64 * MIB,
         work_bytes: 16 * 1024 * MIB,
         work_files: 1024 * 1024,
+        artifact_bytes: 1024 * MIB,
+        artifact_files: 64,
         script_bytes: 256 * MIB,
         file_bytes: 16 * 1024 * MIB,
         open_files: 64 * 1024,
@@ -128,13 +136,15 @@ impl Limits {
         }
     }
 
-    fn named(&self) -> [(&'static str, u64); 9] {
+    fn named(&self) -> [(&'static str, u64); 11] {
         [
             ("stdout_bytes", self.stdout_bytes),
             ("stderr_bytes", self.stderr_bytes),
             ("result_bytes", self.result_bytes),
             ("work_bytes", self.work_bytes),
             ("work_files", self.work_files),
+            ("artifact_bytes", self.artifact_bytes),
+            ("artifact_files", self.artifact_files),
             ("script_bytes", self.script_bytes),
             ("file_bytes", self.file_bytes),
             ("open_files", self.open_files),

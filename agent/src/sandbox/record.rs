@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const RECORD_VERSION: u32 = 1;
 
 /// The largest record, in bytes.
-pub const MAX_RECORD_BYTES: usize = 64 * 1024;
+pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
 /// One attempt, ended. Written as one line of JSON by one write, so a torn record has no newline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct ExitRecord {
     pub result: StreamCount,
     /// The result file; `None` if the script made none (or something that is no regular file).
     pub result_file: Option<StreamCount>,
+    /// The files that the script named to be kept, as far as the limit of their number; empty if it named none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<Collected>,
     /// What it used.
     pub usage: Usage,
     /// Processes that were still alive after the grace and were killed. The main process is not counted.
@@ -56,6 +59,20 @@ pub struct StreamCount {
     /// Bytes read from the script beyond the limit (or beyond what could be stored) and thrown away.
     pub dropped: u64,
     /// Why bytes within the limit could not be stored, if so (a full disk).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A file that a script named to be kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// The name that the script gave it.
+    pub name: String,
+    /// Its path in the work folder.
+    pub path: String,
+    /// Its size; 0 if it could not be kept.
+    pub bytes: u64,
+    /// Why it could not be kept. It is kept whole or not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -157,6 +174,7 @@ mod tests {
             stderr: StreamCount::default(),
             result: StreamCount::default(),
             result_file: None,
+            artifacts: vec![],
             usage: Usage::default(),
             leftovers: 3,
             uid: 200_000,

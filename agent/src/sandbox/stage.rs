@@ -1,16 +1,20 @@
 //! The stage: a prepared process that waits for a plan, carries it out layer by layer, checks what it
 //! did, waits for the agent's word, and becomes the script.
 //!
-//! The order is: files of the box (needs capabilities), descriptors, session, limits, then the things
-//! that cannot be taken back: capabilities (the bounding set went before the plan came), no new privileges. Landlock and seccomp will come after
-//! these, in that order, because landlock forbids mounts and seccomp all the rest.
+//! The order is: files of the box (needs capabilities), landlock (it forbids mounts and must know standard
+//! input), descriptors, session, limits, then the rest of what cannot be taken back: no new privileges, the last
+//! system call filter, capabilities (the bounding set went before the plan came). Capabilities go last so that
+//! each of these layers holds by itself, whichever of the others is missing.
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock::Rules;
 use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
 use super::program;
+use super::seccomp::Filters;
+use super::secrets;
 use super::step::{Step, StepError};
 use super::sys;
 use super::template;
@@ -44,17 +48,25 @@ struct StageFds {
 }
 
 /// The life of a stage, from fork to execve. `own_proc` says whether `/proc` is the attempt's own.
-pub(super) fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, out: &OwnedFd, own_proc: bool) -> ! {
+pub(super) fn enter(
+    setup: &Setup,
+    base: &Path,
+    keeper: &OwnedFd,
+    folders: &[OwnedFd; 2],
+    own_proc: bool,
+    landlock: Option<&Rules>,
+) -> ! {
     let layers = verify::namespaces(setup, own_proc);
     if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
         tracing::error!("the bounding set could not be dropped");
     }
     let prepared = Word::Prepared(layers.clone());
-    if wire::send(keeper.as_fd(), &prepared, &[out.as_fd()], MsgFlags::empty()).is_ok()
+    if wire::send(keeper.as_fd(), &prepared, &[folders[0].as_fd(), folders[1].as_fd()], MsgFlags::empty())
+        .is_ok()
         && let Ok(Some((bytes, fds))) = wire::receive_bytes(keeper.as_fd(), MsgFlags::empty())
     {
-        let mut stage = Stage { setup, paths: BoxPaths::new(base), layers };
+        let mut stage = Stage { setup, paths: BoxPaths::new(base), landlock, layers };
         let (socket, word) = stage.carry_out(keeper.as_fd(), &bytes, fds);
         let _ = wire::send(socket.unwrap_or(keeper.as_fd()), &word, &[], MsgFlags::empty());
     }
@@ -64,6 +76,8 @@ pub(super) fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, out: &OwnedFd,
 struct Stage<'a> {
     setup: &'a Setup,
     paths: BoxPaths,
+    /// `None`: the kernel has none, or it was left out.
+    landlock: Option<&'a Rules>,
     layers: Layers,
 }
 
@@ -92,19 +106,19 @@ impl Stage<'_> {
         let plan = Plan::parse(bytes).map_err(|message| StepError::other("plan", message))?;
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
+        self.landlock(fds.inputs.stdin.as_ref());
         let (keeper, go) = self.descriptors(keeper, fds)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
         umask(Mode::from_bits_truncate(0o077));
         chdir(&self.paths.work()).step("box", "entering the work folder")?;
         self.rlimits(&plan.limits)?;
-        self.capabilities()?;
         self.no_new_privs()?;
+        self.seccomp();
+        self.capabilities()?;
         prctl::set_dumpable(false).step("dumpable", "closing memory to others")?;
         self.environment();
-        for later in [Layer::Seccomp, Layer::Landlock, Layer::Cgroup] {
-            self.layers.insert(later, Hold::Absent);
-        }
+        self.layers.insert(Layer::Cgroup, Hold::Absent);
         let missing = missing(&self.layers, &plan.require);
         if !missing.is_empty() {
             let names: Vec<_> = missing.iter().map(|l| l.name()).collect();
@@ -140,7 +154,8 @@ impl Stage<'_> {
             copy_in(fds.inputs.script.as_fd(), &self.paths.script(), 0o500, &mut room)?;
         }
         copy_in(fds.inputs.params.as_fd(), &self.paths.params(), 0o600, &mut room)?;
-        template::seal_inputs(self.paths.base())
+        secrets::fill(fds.inputs.secrets.as_fd(), &self.paths.secrets())?;
+        template::seal(&self.paths.base().join("in"))
     }
 
     /// Puts 0 to 3 in place and the two own ones behind them, close-on-exec; closes all others.
@@ -171,7 +186,7 @@ impl Stage<'_> {
         };
         // Owners of what is closed now must never run their destructors.
         std::mem::forget((sources, stdin, fds.stdout, fds.stderr, fds.result));
-        std::mem::forget((fds.inputs.go, fds.inputs.script, fds.inputs.params));
+        std::mem::forget((fds.inputs.go, fds.inputs.script, fds.inputs.params, fds.inputs.secrets));
         if !self.setup.broken(Layer::ClosedDescriptors) {
             sys::close_range(6, i32::MAX).step(STEP, "closing the others")?;
         } else if let Ok(leak) = open("/", OFlag::O_RDONLY, Mode::empty()) {
@@ -227,6 +242,31 @@ impl Stage<'_> {
         let holds = prctl::get_no_new_privs() == Ok(true);
         self.layers.insert(Layer::NoNewPrivs, if holds { Hold::Enforced } else { Hold::Absent });
         Ok(())
+    }
+
+    /// Puts landlock's rules on: nothing can be mounted from here on.
+    fn landlock(&mut self, stdin: Option<&OwnedFd>) {
+        let Some(rules) = self.landlock else {
+            self.layers.insert(Layer::Landlock, Hold::Absent);
+            return;
+        };
+        if let Some(stdin) = stdin {
+            // A pipe has no rule and needs none.
+            let _ = rules.allow_reading(stdin);
+        }
+        if let Err(errno) = rules.put_on() {
+            tracing::error!(error = %errno, "landlock's rules cannot be put on");
+        }
+        self.layers.insert(Layer::Landlock, verify::landlock(rules));
+    }
+
+    /// Takes away what only keeper, init and stage may call. From here on nothing can be mounted.
+    fn seccomp(&mut self) {
+        let installed = self.setup.filters.as_ref().map(Filters::install_last);
+        if let Some(Err(errno)) = installed {
+            tracing::error!(error = %errno, "the last system call filter cannot be installed");
+        }
+        self.layers.insert(Layer::Seccomp, verify::seccomp());
     }
 
     /// The environment is what is passed to execve, so there is nothing to read back.

@@ -2,6 +2,7 @@
 //! file of the project with `unsafe` in it, and each use argues from the contract of its callee.
 #![expect(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
+use super::landlock::Handled;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
@@ -30,26 +31,16 @@ pub(super) fn fork() -> nix::Result<Fork> {
 }
 
 /// Forks into new namespaces, given as `CLONE_NEW…` flags. The caller must have one thread.
+///
+/// By `clone`, not `clone3`, whose flags a system call filter cannot read: the keeper's own refuses it.
 pub(super) fn fork_into(namespaces: c_int) -> nix::Result<Fork> {
-    /// `struct clone_args` up to the fields of Linux 5.3, its first published size.
-    #[repr(C)]
-    #[derive(Default)]
-    struct CloneArgs {
-        flags: u64,
-        pidfd: u64,
-        child_tid: u64,
-        parent_tid: u64,
-        exit_signal: u64,
-        stack: u64,
-        stack_size: u64,
-        tls: u64,
-    }
-    let args =
-        CloneArgs { flags: namespaces as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let flags = c_long::from(namespaces | libc::SIGCHLD);
+    const NONE: c_long = 0;
     // SAFETY: without CLONE_VM and with no stack this has fork's semantics: the child runs on a copy of
-    // this stack and address space. `args` outlives the call and its size is passed with it. The caller
-    // has one thread (as in `fork`), so what libc's own fork does more (locks, atfork handlers) is void.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    // this stack and address space. The four pointers are null on every architecture, whatever their order.
+    // The caller has one thread (as in `fork`), so what libc's own fork does more (locks, atfork handlers)
+    // is void.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, NONE, NONE, NONE, NONE) };
     match Errno::result(pid)? {
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(Pid::from_raw(pid as i32))),
@@ -290,4 +281,135 @@ pub(super) fn lock(file: BorrowedFd<'_>) -> nix::Result<()> {
 pub(super) fn unlock(file: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: flock takes two integers.
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+}
+
+/// Installs a system call filter for the calling thread and all that it forks and executes.
+///
+/// Needs `no_new_privs`, or CAP_SYS_ADMIN in the user namespace; else EACCES.
+pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> nix::Result<()> {
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        filter: *const seccompiler::sock_filter,
+    }
+    let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let program = Program { length, filter: program.as_ptr() };
+    // SAFETY: the struct and the instructions it points to live through the call, and the length is theirs.
+    // The kernel checks the program and keeps a copy.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER as c_long,
+            0 as c_long,
+            &raw const program,
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// The mode of system call filtering of the calling thread: 0 none, 2 by filter.
+pub(super) fn filter_mode() -> nix::Result<c_int> {
+    prctl(libc::PR_GET_SECCOMP, 0, 0)
+}
+
+/// Calls keyctl with an operation that does not exist: EOPNOTSUPP unless a filter answers.
+pub(super) fn try_keyring() -> Errno {
+    // SAFETY: an unknown operation is refused before any argument is looked at.
+    let rc = unsafe { libc::syscall(libc::SYS_keyctl, -1 as c_long, 0 as c_long, 0 as c_long, 0 as c_long) };
+    Errno::result(rc).err().unwrap_or(Errno::UnknownErrno)
+}
+
+/// Calls mount without a target: EFAULT unless a filter answers.
+pub(super) fn try_mount() -> Errno {
+    const NONE: c_long = 0;
+    // SAFETY: all pointers are null, which mount(2) refuses for the target and takes as absent for the others.
+    let rc = unsafe { libc::syscall(libc::SYS_mount, NONE, NONE, NONE, NONE, NONE) };
+    Errno::result(rc).err().unwrap_or(Errno::UnknownErrno)
+}
+
+/// Gives the process a new, empty session keyring: what its starters kept in theirs is out of reach.
+pub(super) fn join_new_session_keyring() -> nix::Result<()> {
+    const NO_NAME: c_long = 0;
+    // SAFETY: a null name asks for an anonymous keyring; nothing is read from memory.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING as c_long,
+            NO_NAME,
+            NO_NAME,
+            NO_NAME,
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// The version of landlock's interface that the kernel offers. ENOSYS or EOPNOTSUPP: none.
+pub(super) fn landlock_abi() -> nix::Result<u32> {
+    const VERSION: c_long = 1;
+    const NONE: c_long = 0;
+    // SAFETY: with this flag the two others must be null and 0; nothing is read or written.
+    let rc = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, NONE, NONE, VERSION) };
+    Errno::result(rc).map(|abi| u32::try_from(abi).unwrap_or_default())
+}
+
+/// Makes a landlock ruleset that takes away what `handled` names, in the form that version `abi` reads.
+pub(super) fn landlock_ruleset(handled: Handled, abi: u32) -> nix::Result<OwnedFd> {
+    /// `struct landlock_ruleset_attr`, each field with the version it came with.
+    #[repr(C)]
+    struct Ruleset {
+        files: u64,
+        network: u64,
+        scopes: u64,
+    }
+    let ruleset = Ruleset { files: handled.files, network: handled.network, scopes: handled.scopes };
+    // An older kernel refuses a longer struct than it knows.
+    let fields = match abi {
+        0..=3 => 1,
+        4..=5 => 2,
+        _ => 3,
+    };
+    let size = fields * size_of::<u64>();
+    // SAFETY: `size` bytes of a live struct are read; it is never larger than the struct.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const ruleset, size, 0 as c_long) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call has just made this descriptor (close-on-exec) and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Adds a rule: `rights` on the file or on all below the folder that `beneath` is.
+pub(super) fn landlock_allow(
+    ruleset: BorrowedFd<'_>,
+    beneath: BorrowedFd<'_>,
+    rights: u64,
+) -> nix::Result<()> {
+    /// `struct landlock_path_beneath_attr`.
+    #[repr(C, packed)]
+    struct Beneath {
+        rights: u64,
+        fd: i32,
+    }
+    const PATH_BENEATH: c_long = 1;
+    let rule = Beneath { rights, fd: beneath.as_raw_fd() };
+    // SAFETY: the kernel reads a live struct of the layout that this rule type has, and keeps no descriptor.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            c_long::from(ruleset.as_raw_fd()),
+            PATH_BENEATH,
+            &raw const rule,
+            0 as c_long,
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
+/// Puts a ruleset on the calling thread. Needs `no_new_privs`, or CAP_SYS_ADMIN in the user namespace.
+pub(super) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: two integers.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_landlock_restrict_self, c_long::from(ruleset.as_raw_fd()), 0 as c_long)
+    };
+    Errno::result(rc).map(drop)
 }

@@ -34,10 +34,10 @@ pub(super) struct Template<'a> {
 const BOX_FOLDERS: [&str; 6] = ["in", "work", "tmp", "out", "secrets", "bin"];
 
 /// Device nodes without power over anything.
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+pub(super) const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 /// Folders that on most systems are links into `/usr`.
-const SYSTEM_LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+pub(super) const SYSTEM_LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// Folders of `/etc` that hold nothing secret and are needed by libraries.
 const ETC_FOLDERS: [&str; 5] = ["ssl", "alternatives", "ca-certificates", "pki/tls", "crypto-policies"];
@@ -189,15 +189,24 @@ impl Template<'_> {
     }
 }
 
-/// Adds to the calling init's own mount namespace what belongs to one attempt. Returns the folder of
-/// the result file, and whether `/proc` is the attempt's own.
+/// What [`add_attempt`] made.
+pub(super) struct Attempt {
+    /// The folder of the result file, and the work folder.
+    pub(super) results: [OwnedFd; 2],
+    /// The root of the writable file system, which no path leads to.
+    pub(super) covered: OwnedFd,
+    /// Whether `/proc` is the attempt's own.
+    pub(super) own_proc: bool,
+}
+
+/// Adds to the calling init's own mount namespace what belongs to one attempt.
 pub(super) fn add_attempt(
     profile: Profile,
     private_root: bool,
     base: &Path,
     work_bytes: u64,
     work_files: u64,
-) -> Result<(OwnedFd, bool), StepError> {
+) -> Result<Attempt, StepError> {
     let own_proc = profile != Profile::Host && mount_proc()?;
     attempt_tmpfs(&base.join("in"), "mode=0755,nr_inodes=16")?;
     // One file system for all that is writable, so that one limit holds for all. It is mounted at work,
@@ -217,11 +226,14 @@ pub(super) fn add_attempt(
         attempt_bind(&work.join("shared-tmp"), Path::new("/tmp"))?;
         attempt_bind(&work.join("shm"), Path::new("/dev/shm"))?;
     }
+    let open = |path: &Path, flags| {
+        let flags = flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        nix::fcntl::open(path, flags, Mode::empty()).step("box", path.display())
+    };
+    let covered = open(&work, OFlag::O_PATH)?;
     attempt_bind(&work.join("work"), &work)?;
-    let out = base.join("out");
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let out = nix::fcntl::open(&out, flags, Mode::empty()).step("box", out.display())?;
-    Ok((out, own_proc))
+    let results = [open(&base.join("out"), OFlag::O_RDONLY)?, open(&work, OFlag::O_RDONLY)?];
+    Ok(Attempt { results, covered, own_proc })
 }
 
 /// Changes the limits of the writable folders, from inside the attempt's mount namespace.
@@ -234,11 +246,18 @@ pub(super) fn resize_work(base: &Path, work_bytes: u64, work_files: u64) -> Resu
         .step("box", "limit of the work folder")
 }
 
-/// Closes the input folder to writing, once script and parameters are in it.
-pub(super) fn seal_inputs(base: &Path) -> Result<(), StepError> {
-    let path = c_path(&base.join("in"));
+/// Mounts the memory of the secrets: ramfs, which is never swapped. It has no limit of its own, so whoever writes must
+/// be done and the folder sealed before the script comes.
+pub(super) fn mount_secrets(folder: &Path) -> Result<(), StepError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("ramfs"), folder, Some("ramfs"), flags, Some("mode=0700")).step("secrets", "ramfs for secrets")
+}
+
+/// Closes a folder of the box to writing, once everything is in it.
+pub(super) fn seal(folder: &Path) -> Result<(), StepError> {
+    let path = c_path(folder);
     let flags = MountFlags::READ_ONLY.and(MountFlags::NO_SUID).and(MountFlags::NO_DEV);
-    sys::mount_setattr(&path, false, flags).step("box", "making the input folder read-only")
+    sys::mount_setattr(&path, false, flags).step("box", "making a folder read-only")
 }
 
 fn work_size(bytes: u64, files: u64) -> String {

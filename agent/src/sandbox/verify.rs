@@ -2,15 +2,18 @@
 #![forbid(unsafe_code)]
 
 use super::keeper::Setup;
+use super::landlock::{Rules, WHOLE_ABI};
 use super::layer::{Hold, Layer, Layers};
 use super::profile::Profile;
 use super::sys;
 use super::wire::Mode;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::stat;
+use nix::sys::signal::kill;
+use nix::sys::stat::{Mode as FileMode, mkdirat, stat};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Uid, geteuid, getpid, setresuid};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, getpid, getppid, setresuid, unlinkat};
 use std::fs;
 
 /// The namespaces of a process, by the numbers that `/proc/PID/ns` shows. 0 is "could not be read".
@@ -124,4 +127,28 @@ pub(super) fn can_regain_capabilities() -> bool {
     let root = Uid::from_raw(0);
     let became_root = !geteuid().is_root() && setresuid(root, root, root).is_ok();
     became_root || sys::set_capabilities(u32::MAX).is_ok() || sys::set_capabilities(1).is_ok()
+}
+
+/// Asks the kernel whether a filter is there, and tries two calls that it must refuse: one of what it holds for
+/// keepers too, one of what it holds for scripts alone.
+pub(super) fn seccomp() -> Hold {
+    const BY_FILTER: i32 = 2;
+    if sys::filter_mode() != Ok(BY_FILTER) || sys::try_keyring() != Errno::EPERM {
+        return Hold::Absent;
+    }
+    if sys::try_mount() == Errno::EPERM { Hold::Enforced } else { Hold::Degraded }
+}
+
+/// Tries what landlock alone refuses: to make a folder in a writable file system that no rule opens, and to reach
+/// init, which has the same uid, with a signal. `degraded`: the kernel's version knows less than this program.
+pub(super) fn landlock(rules: &Rules) -> Hold {
+    let made = mkdirat(&rules.closed, "probe", FileMode::empty());
+    if made.is_ok() {
+        let _ = unlinkat(&rules.closed, "probe", UnlinkatFlags::RemoveDir);
+    }
+    if made != Err(Errno::EACCES) {
+        return Hold::Absent;
+    }
+    let scoped = rules.abi >= WHOLE_ABI && kill(getppid(), None) == Err(Errno::EPERM);
+    if scoped { Hold::Enforced } else { Hold::Degraded }
 }

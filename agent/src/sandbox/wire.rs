@@ -23,7 +23,7 @@ pub(super) const MAX_MESSAGE: usize = MAX_PLAN_BYTES + 1024;
 pub(super) const MAX_FDS: usize = 16;
 
 /// The version of these messages; a launcher and an agent of different versions say so and part.
-pub(super) const WIRE_VERSION: u32 = 1;
+pub(super) const WIRE_VERSION: u32 = 2;
 
 /// The descriptors of a plan, in the order in which they travel from agent to keeper.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub(super) struct PlanFds {
     pub(super) stderr: OwnedFd,
     pub(super) result: OwnedFd,
     pub(super) result_file: OwnedFd,
+    pub(super) artifacts: OwnedFd,
     pub(super) exit: OwnedFd,
     pub(super) events: OwnedFd,
     pub(super) control: OwnedFd,
@@ -44,6 +45,8 @@ pub(super) struct Inputs {
     pub(super) go: OwnedFd,
     pub(super) script: OwnedFd,
     pub(super) params: OwnedFd,
+    /// In the form of `secrets`; empty if there are none.
+    pub(super) secrets: OwnedFd,
     /// Absent: `/dev/null`.
     pub(super) stdin: Option<OwnedFd>,
 }
@@ -56,6 +59,7 @@ impl PlanFds {
             stderr: fds.next()?,
             result: fds.next()?,
             result_file: fds.next()?,
+            artifacts: fds.next()?,
             exit: fds.next()?,
             events: fds.next()?,
             control: fds.next()?,
@@ -69,6 +73,7 @@ impl PlanFds {
             &self.stderr,
             &self.result,
             &self.result_file,
+            &self.artifacts,
             &self.exit,
             &self.events,
             &self.control,
@@ -79,12 +84,18 @@ impl PlanFds {
 
 impl Inputs {
     pub(super) fn from_iter(fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
-        let inputs = Self { go: fds.next()?, script: fds.next()?, params: fds.next()?, stdin: fds.next() };
+        let inputs = Self {
+            go: fds.next()?,
+            script: fds.next()?,
+            params: fds.next()?,
+            secrets: fds.next()?,
+            stdin: fds.next(),
+        };
         fds.next().is_none().then_some(inputs)
     }
 
     pub(super) fn list(&self) -> Vec<BorrowedFd<'_>> {
-        [Some(&self.go), Some(&self.script), Some(&self.params), self.stdin.as_ref()]
+        [Some(&self.go), Some(&self.script), Some(&self.params), Some(&self.secrets), self.stdin.as_ref()]
             .into_iter()
             .flatten()
             .map(OwnedFd::as_fd)
@@ -193,7 +204,7 @@ pub(super) enum Notice {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Word {
-    /// The stage waits for a plan; the folder of the result file comes with this message.
+    /// The stage waits for a plan; the folder of the result file and the work folder come with this message.
     Prepared(Layers),
     /// The next call is execve.
     Go(Layers),
@@ -333,9 +344,9 @@ mod tests {
     #[test]
     fn descriptors_too_few_or_too_many_are_no_plan() {
         let fds = |n| (0..n).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
-        assert!(PlanFds::from_list(fds(9)).is_none());
-        assert!(PlanFds::from_list(fds(10)).is_some());
-        assert!(PlanFds::from_list(fds(11)).unwrap().inputs.stdin.is_some());
-        assert!(PlanFds::from_list(fds(12)).is_none());
+        assert!(PlanFds::from_list(fds(11)).is_none());
+        assert!(PlanFds::from_list(fds(12)).is_some());
+        assert!(PlanFds::from_list(fds(13)).unwrap().inputs.stdin.is_some());
+        assert!(PlanFds::from_list(fds(14)).is_none());
     }
 }

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::id::{Digest, JobId, Nonce, RequestId, RunId};
+use crate::key::PublicKey;
 use crate::name::{Agent, Zone};
 use crate::selector::Targets;
+use crate::wire::command::Lane;
 use crate::wire::order::OrderSignature;
 use crate::wire::record::{AgentRecord, JobRecord, RunRecord, RunState};
 
@@ -146,6 +148,57 @@ pub enum Call {
         #[serde(default)]
         hard: bool,
     },
+    /// Cancel what was or will be submitted with a request id, whether the job exists yet or not; the answer is
+    /// [`RequestCancelled`].
+    CancelRequest {
+        /// The request id.
+        request_id: RequestId,
+        /// No TERM first.
+        #[serde(default)]
+        hard: bool,
+    },
+    /// The order of a job, for another job like it; the answer is [`OrderText`].
+    Order {
+        /// The job.
+        job: JobId,
+    },
+    /// Runs that wait for an agent, in the order in which it will get them; the answer is [`RunPage`].
+    Waiting {
+        /// The agent's zone.
+        zone: Zone,
+        /// The agent.
+        agent: Agent,
+        /// The number of the first one.
+        from: u32,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Cancel every run that waits for these agents and has not started; the answer is [`Purged`].
+    Purge {
+        /// The agents.
+        targets: Targets,
+    },
+    /// Give these agents no new work, or give it again; the answer is [`Drained`].
+    Drain {
+        /// The agents.
+        targets: Targets,
+        /// Whether they drain from now on.
+        drain: bool,
+    },
+    /// Ask these agents for a sign of life; the answer is [`Pinged`].
+    Ping {
+        /// The agents.
+        targets: Targets,
+        /// How long to wait, milliseconds by the controller's monotonic clock.
+        wait_ms: u64,
+    },
+    /// Forget an agent that will not come back: its waiting runs are cancelled; the answer is [`Purged`].
+    Forget {
+        /// The agent's zone.
+        zone: Zone,
+        /// The agent.
+        agent: Agent,
+    },
     /// Watch a job: events go to the caller's inbox until 40 s have passed since the last such call; the answer is the [`JobRecord`].
     Watch {
         /// The job.
@@ -173,6 +226,13 @@ impl Call {
             Call::Jobs { .. } => "jobs",
             Call::Log { .. } => "log",
             Call::Cancel { .. } => "cancel",
+            Call::CancelRequest { .. } => "cancel-request",
+            Call::Order { .. } => "order",
+            Call::Waiting { .. } => "waiting",
+            Call::Purge { .. } => "purge",
+            Call::Drain { .. } => "drain",
+            Call::Ping { .. } => "ping",
+            Call::Forget { .. } => "forget",
             Call::Watch { .. } => "watch",
             Call::Agents => "agents",
             Call::Hello => "hello",
@@ -190,6 +250,16 @@ pub struct Submit {
     /// What to do with targets that are offline.
     #[serde(default)]
     pub offline: Offline,
+    /// Which of an agent's waiting runs goes first: 0 to [`crate::limit::PRIORITY_MAX`], higher first, in order of
+    /// submission within one.
+    #[serde(default = "priority", skip_serializing_if = "is_default_priority")]
+    pub priority: u8,
+    /// Runs of earlier jobs with the same key that still wait for their agent are replaced by this job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_only: Option<String>,
+    /// How its dispatches travel.
+    #[serde(default, skip_serializing_if = "Lane::is_queue")]
+    pub lane: Lane,
     /// The job that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<JobId>,
@@ -212,6 +282,14 @@ pub enum Offline {
     Skip,
     /// The submission is refused.
     Fail,
+}
+
+fn priority() -> u8 {
+    crate::limit::PRIORITY_DEFAULT
+}
+
+fn is_default_priority(priority: &u8) -> bool {
+    *priority == crate::limit::PRIORITY_DEFAULT
 }
 
 /// A blob's state after a chunk.
@@ -243,6 +321,12 @@ pub struct Target {
     pub agent: Agent,
     /// Whether it was online when the targets were resolved.
     pub online: bool,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_key: Option<PublicKey>,
+    /// Its public curve key, to which secrets are sealed; none: it has said none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve_key: Option<String>,
 }
 
 /// Targets that a submission would reach.
@@ -297,6 +381,67 @@ pub struct Cancelled {
     pub job: JobRecord,
     /// Runs that it is meant for; 0 when all had ended.
     pub runs: u64,
+}
+
+/// A cancellation by request id is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestCancelled {
+    /// The job, if it exists already; else its submission will be cancelled when it comes.
+    pub job: Option<JobRecord>,
+    /// Runs that it is meant for.
+    pub runs: u64,
+}
+
+/// An order as it was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderText {
+    /// Its exact bytes.
+    pub order: String,
+    /// Who signed it.
+    pub signatures: Vec<OrderSignature>,
+    /// What was asked for targets that were offline.
+    pub offline: Offline,
+    /// Its priority.
+    pub priority: u8,
+    /// How its dispatches travelled.
+    #[serde(default)]
+    pub lane: Lane,
+}
+
+/// Waiting work was cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Runs.
+    pub runs: u64,
+    /// Agents.
+    pub agents: Vec<Target>,
+}
+
+/// Agents were told to drain or to go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// The agents.
+    pub agents: Vec<Target>,
+}
+
+/// Agents and how soon they answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pinged {
+    /// One for each target.
+    pub agents: Vec<Ping>,
+}
+
+/// One agent's answer to a ping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ping {
+    /// The zone.
+    pub zone: Zone,
+    /// The agent.
+    pub agent: Agent,
+    /// From the question to the answer at the controller, milliseconds; none: no answer in time.
+    pub rtt_ms: Option<f64>,
+    /// Its clock minus the controller's, milliseconds, as far as the round trip tells.
+    pub skew_ms: Option<i64>,
 }
 
 /// The controller introduces itself.
@@ -376,6 +521,18 @@ mod tests {
             Call::Jobs { before: None, limit: 1 },
             Call::Log { run: job.run(0), stream: "stdout".into(), offset: 0 },
             Call::Cancel { id: "latest".into(), hard: false },
+            Call::CancelRequest { request_id: "r-1".parse().expect("an id"), hard: false },
+            Call::Order { job: job.clone() },
+            Call::Waiting {
+                zone: Zone::new("dmz").expect("a name"),
+                agent: Agent::new("a").expect("a name"),
+                from: 0,
+                limit: 1,
+            },
+            Call::Purge { targets: Targets::default() },
+            Call::Drain { targets: Targets::default(), drain: true },
+            Call::Ping { targets: Targets::default(), wait_ms: 1 },
+            Call::Forget { zone: Zone::new("dmz").expect("a name"), agent: Agent::new("a").expect("a name") },
             Call::Watch { job, inbox: "x".into(), output: false },
             Call::Agents,
             Call::Hello,

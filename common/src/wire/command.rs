@@ -44,6 +44,52 @@ pub struct Dispatch {
     pub order: Option<String>,
     /// Who signed the order.
     pub order_signatures: Vec<OrderSignature>,
+    /// The question that this answers, if it is part of an answer: work that was left behind, in its order. An agent
+    /// that knows of work left behind takes nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Nonce>,
+    /// How it travels.
+    #[serde(default, skip_serializing_if = "Lane::is_queue")]
+    pub lane: Lane,
+}
+
+/// How a dispatch reaches its agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lane {
+    /// Through the stream; it waits for an agent that is away.
+    #[default]
+    Queue,
+    /// Straight to the agent's live subject, only if it is connected now. An agent without a free slot
+    /// defers it at once.
+    Direct,
+}
+
+impl Lane {
+    /// Whether it is the queue.
+    pub fn is_queue(&self) -> bool {
+        *self == Lane::Queue
+    }
+
+    /// The word people use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Lane::Queue => "queue",
+            Lane::Direct => "direct",
+        }
+    }
+}
+
+/// Are you there? Whoever hears it says a heartbeat at once that names the nonce. Two processes with one
+/// identity both answer, which is how a copy is noticed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The wire's version.
+    pub v: u32,
+    /// Whom it is for. Any incarnation answers.
+    pub to: To,
+    /// Comes back in the heartbeat.
+    pub nonce: Nonce,
 }
 
 /// Stop a run, or do not start it.
@@ -116,9 +162,10 @@ pub struct Answer {
     /// How many dispatches for this agent are waiting beyond those just sent.
     #[serde(default)]
     pub waiting: u64,
-    /// Attempts of which the controller holds nothing although the agent asked; the agent keeps them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub settled: Vec<RunAttempt>,
+    /// With `welcome` false: the journal is an old copy or a clone. The agent takes a new incarnation, keeps what it knows
+    /// and asks again; what the old incarnation held is settled as unknown until the truth arrives.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub renew: bool,
 }
 
 /// A run and an attempt of it.

@@ -26,8 +26,8 @@ use super::api::{
     ApiError, Call, Change, ErrorCode, Event, HEADER_PART, Hello, Offline, Reply, ReplyOutcome, Request,
     Submit,
 };
-use super::command::{Answer, Cancel, Chunk, Dispatch, Receipt, RunAttempt, Stored, To};
-use super::order::{Content, Order, Profile, Program, SealedSecret, Task};
+use super::command::{Answer, Cancel, Chunk, Dispatch, Lane, Probe, Receipt, RunAttempt, Stored, To};
+use super::order::{Content, Order, Profile, Program, Retry, RetryOn, SealedSecret, Task};
 use super::record::*;
 use super::report::*;
 use super::{
@@ -379,7 +379,9 @@ fn remove(value: &mut Value, path: &[String]) {
 fn max_of(kind: Kind) -> usize {
     match kind {
         Kind::Order => limit::ORDER_MAX,
-        Kind::Dispatch | Kind::Cancel | Kind::Receipt | Kind::Answer | Kind::Chunk => limit::LIVE_MESSAGE_MAX,
+        Kind::Dispatch | Kind::Cancel | Kind::Receipt | Kind::Answer | Kind::Chunk | Kind::Probe => {
+            limit::LIVE_MESSAGE_MAX
+        }
         Kind::State | Kind::Heartbeat | Kind::Ask => limit::SMALL_MESSAGE_MAX,
         Kind::Result => limit::RESULT_MESSAGE_MAX,
         Kind::Request | Kind::Event => limit::API_MESSAGE_MAX,
@@ -493,6 +495,12 @@ fn whole_task() -> Task {
         grace_ms: 10_000,
         require_result: true,
         idempotent: true,
+        retry: Some(Retry {
+            attempts: 3,
+            on: vec![RetryOn::Interrupted, RetryOn::Exit(70, 79)],
+            backoff_ms: 2_000,
+            backoff_max_ms: 60_000,
+        }),
     }
 }
 
@@ -513,6 +521,7 @@ fn command_task() -> Task {
         grace_ms: 10_000,
         require_result: false,
         idempotent: false,
+        retry: None,
     }
 }
 
@@ -550,6 +559,8 @@ fn dispatch(order: Option<String>, signatures: Vec<OrderSignature>) -> Dispatch 
         order_bytes: bytes.len() as u64,
         order,
         order_signatures: signatures,
+        answers: None,
+        lane: Lane::Queue,
     }
 }
 
@@ -558,32 +569,35 @@ fn commands() -> Vec<Sample> {
     let text = String::from_utf8(bytes.clone()).unwrap();
     let inline = dispatch(Some(text), vec![signature_of(1, &bytes)]);
     let by_digest = dispatch(None, vec![signature_of(1, &bytes), signature_of(4, &bytes)]);
+    let direct = Dispatch { answers: Some(nonce()), lane: Lane::Direct, ..by_digest.clone() };
+    let probe = Probe { v: VERSION, to: to(), nonce: nonce() };
     let cancel = Cancel { v: VERSION, to: to(), run: run(), attempt: 1, issued_ms: NOW_MS + 900, hard: true };
     let receipt = |stored| Receipt { v: VERSION, to: to(), run: run(), attempt: 1, stored };
     let result = Stored::Result { digest: Digest::of(&to_bytes(&inline_result())) };
     let stream = Stored::Stream { stream: "stdout".into(), bytes: 1_048_576 };
-    let answer = |welcome, message, settled| Answer {
+    let answer = |welcome, message: Option<String>| Answer {
         v: VERSION,
         to: to(),
         nonce: nonce(),
         now_ms: NOW_MS + 30,
         welcome,
-        message,
         waiting: 3,
-        settled,
+        renew: message.is_some(),
+        message,
     };
-    let attempt = RunAttempt { run: run(), attempt: 1 };
-    let refused = answer(false, Some("the journal is an old copy".into()), vec![attempt]);
+    let refused = answer(false, Some("the journal is an old copy".into()));
     let chunk =
         Chunk { v: VERSION, to: to(), digest: Digest::of(SCRIPT), offset: 0, total: SCRIPT.len() as u64 };
     let missing = Chunk { total: 0, ..chunk.clone() };
     vec![
         signed("dispatch-inline", Kind::Dispatch, 2, &inline),
         signed("dispatch-by-digest", Kind::Dispatch, 2, &by_digest),
+        signed("dispatch-direct", Kind::Dispatch, 2, &direct),
+        signed("probe", Kind::Probe, 2, &probe),
         signed("cancel", Kind::Cancel, 2, &cancel),
         signed("receipt-result", Kind::Receipt, 2, &receipt(result)),
         signed("receipt-stream", Kind::Receipt, 2, &receipt(stream)),
-        signed("answer-welcome", Kind::Answer, 2, &answer(true, None, vec![])),
+        signed("answer-welcome", Kind::Answer, 2, &answer(true, None)),
         signed("answer-refused", Kind::Answer, 2, &refused),
         headed("chunk", Some((Kind::Chunk, 2)), &chunk, SCRIPT),
         headed("chunk-not-held", Some((Kind::Chunk, 2)), &missing, b""),
@@ -670,13 +684,22 @@ fn reports() -> Vec<Sample> {
     let refused =
         News::Refused { reason: Refusal::Policy, message: "profile host is not allowed here".into() };
     let started = News::Started { started_ms: NOW_MS + 50 };
+    let deferred = News::Deferred { reason: Refusal::NoRoom, message: Some("4 MiB are free on /var".into()) };
+    let ended = News::Ended {
+        attempt: 2,
+        state: RunState::Failed,
+        exit_code: Some(7),
+        finished_ms: NOW_MS + 90,
+        digest: Digest::of(b"result"),
+    };
     let log = LogChunk { v: VERSION, run: run(), attempt: 1, stream: "stdout".into(), offset: 262_144 };
     vec![
         signed("state-accepted", Kind::State, 3, &state(News::Accepted)),
         signed("state-started", Kind::State, 3, &state(started)),
         signed("state-progress", Kind::State, 3, &state(News::Progress { progress: progress() })),
         signed("state-refused", Kind::State, 3, &state(refused)),
-        signed("state-deferred", Kind::State, 3, &state(News::Deferred { reason: Refusal::NoRoom })),
+        signed("state-deferred", Kind::State, 3, &state(deferred)),
+        signed("state-ended", Kind::State, 3, &state(ended)),
         signed("result-inline", Kind::Result, 3, &inline_result()),
         signed("result-streamed", Kind::Result, 3, &streamed_result()),
         signed("heartbeat", Kind::Heartbeat, 3, &heartbeat()),
@@ -695,7 +718,7 @@ fn heartbeat() -> Heartbeat {
         version: "0.1.0".into(),
         slots: Slots { used: 1, total: 4 },
         running: vec![RunAttempt { run: run(), attempt: 1 }],
-        spool: SpoolStatus { results: 2, bytes: 4096 },
+        spool: SpoolStatus { results: 2, bytes: 4096, oldest_ms: Some(NOW_MS - 60_000) },
         labels: BTreeMap::from([("role".into(), "web".into())]),
         host: HostFacts {
             hostname: "web-01".into(),
@@ -710,17 +733,20 @@ fn heartbeat() -> Heartbeat {
         sandbox: SandboxAbility { mode: "root".into(), profiles: vec![Profile::Strict, Profile::Host] },
         last_error: Some("refused a message on the live subject: the message carries no signature".into()),
         goodbye: Some("stop".into()),
+        instance: Some(nonce()),
+        probe: Some(nonce()),
+        curve_key: Some("XDAHFOKRYFMV2ROYACYIT2QOGX3BJQQNO7XVBJLLDXPUXF2KFNX4XXXX".into()),
+        deferring: Some("4 MiB are free on /var".into()),
+        journal_bytes: Some(1 << 20),
     }
 }
 
 fn asks() -> Vec<Sample> {
     let ask = |question| Ask { v: VERSION, from: from(), nonce: nonce(), question };
     let held = vec![RunAttempt { run: run(), attempt: 1 }];
+    let work = Question::Work { credit: 4, boot: true, held, instance: Some(nonce()), held_is_all: false };
     let blob = Question::Blob { run: run(), digest: Digest::of(SCRIPT), offset: 15_360, chunks: 16 };
-    vec![
-        signed("ask-work", Kind::Ask, 3, &ask(Question::Work { credit: 4, boot: true, held })),
-        signed("ask-blob", Kind::Ask, 3, &ask(blob)),
-    ]
+    vec![signed("ask-work", Kind::Ask, 3, &ask(work)), signed("ask-blob", Kind::Ask, 3, &ask(blob))]
 }
 
 fn requests() -> Vec<Sample> {
@@ -729,6 +755,9 @@ fn requests() -> Vec<Sample> {
         order: String::from_utf8(bytes.clone()).unwrap(),
         signatures: vec![signature_of(1, &bytes)],
         offline: Offline::Skip,
+        priority: 9,
+        latest_only: Some("inventory".into()),
+        lane: Lane::Direct,
         retry_of: Some(job()),
         watch: Some("_INBOX_cli.ann.w1".into()),
         watch_output: true,
@@ -737,12 +766,19 @@ fn requests() -> Vec<Sample> {
     let watch = Call::Watch { job: job(), inbox: "_INBOX_cli.ann.w1".into(), output: true };
     let calls = vec![
         Call::Submit(submit),
-        Call::Resolve { targets },
+        Call::Resolve { targets: targets.clone() },
         Call::Job { id: "latest".into() },
         Call::Runs { job: job(), from: 0, content: true, states: vec![RunState::Failed, RunState::TimedOut] },
         Call::Jobs { before: Some(job()), limit: 20 },
         Call::Log { run: run(), stream: "stderr".into(), offset: 524_288 },
         Call::Cancel { id: "01kc5".into(), hard: true },
+        Call::CancelRequest { request_id: "cmdb:4711".parse().unwrap(), hard: true },
+        Call::Order { job: job() },
+        Call::Waiting { zone: zone(), agent: agent(), from: 100, limit: 50 },
+        Call::Purge { targets: targets.clone() },
+        Call::Drain { targets: targets.clone(), drain: true },
+        Call::Ping { targets: targets.clone(), wait_ms: 2_000 },
+        Call::Forget { zone: zone(), agent: agent() },
         watch,
         Call::Agents,
         Call::Hello,
@@ -840,6 +876,7 @@ fn run_record() -> RunRecord {
         duration_ms: Some(40),
         reason: Some("exit-code".into()),
         message: Some("exit code 7".into()),
+        retry_at: Some("2026-11-21T08:00:05.000Z".into()),
         usage: Some(usage()),
         sandbox: Some(SandboxRecord { profile: Profile::Strict, uid: 200_001, layers: layers() }),
         leftovers: 1,

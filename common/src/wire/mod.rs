@@ -14,6 +14,7 @@ pub mod command;
 pub mod order;
 pub mod record;
 pub mod report;
+pub mod retry;
 
 #[cfg(test)]
 mod golden;
@@ -51,6 +52,8 @@ pub enum Kind {
     Answer,
     /// Controller: a piece of a blob.
     Chunk,
+    /// Controller: are you there?
+    Probe,
     /// Agent: a run was accepted, started or refused.
     State,
     /// Agent: how an attempt ended.
@@ -69,13 +72,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Order,
         Kind::Dispatch,
         Kind::Cancel,
         Kind::Receipt,
         Kind::Answer,
         Kind::Chunk,
+        Kind::Probe,
         Kind::State,
         Kind::Result,
         Kind::Heartbeat,
@@ -101,6 +105,7 @@ impl Kind {
             Kind::Receipt => "sally/receipt/v1",
             Kind::Answer => "sally/answer/v1",
             Kind::Chunk => "sally/chunk/v1",
+            Kind::Probe => "sally/probe/v1",
             Kind::State => "sally/state/v1",
             Kind::Result => "sally/result/v1",
             Kind::Heartbeat => "sally/heartbeat/v1",
@@ -127,7 +132,7 @@ impl fmt::Display for Kind {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
 )]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", from = "String")]
 #[expect(missing_docs, reason = "each variant's message is its documentation")]
 pub enum Refusal {
     #[error("the message carries no signature")]
@@ -174,9 +179,54 @@ pub enum Refusal {
     Cancelled,
     #[error("the agent has no room")]
     NoRoom,
+    #[error("the agent is draining: it finishes what runs and takes nothing new")]
+    Draining,
+    #[error("the agent could not start it now and gave it back")]
+    GivenBack,
+    #[error("the agent is not connected")]
+    NotConnected,
+    /// A word of a newer program. Never written.
+    #[error("a reason that this program does not know")]
+    Other,
+}
+
+impl From<String> for Refusal {
+    fn from(word: String) -> Self {
+        Refusal::ALL.into_iter().find(|r| r.code() == word).unwrap_or(Refusal::Other)
+    }
 }
 
 impl Refusal {
+    /// Every reason.
+    pub const ALL: [Refusal; 26] = [
+        Refusal::Unsigned,
+        Refusal::BadSignature,
+        Refusal::UnknownKey,
+        Refusal::TooFewSignatures,
+        Refusal::TrustExpired,
+        Refusal::WrongKind,
+        Refusal::TooLarge,
+        Refusal::Malformed,
+        Refusal::UnsupportedVersion,
+        Refusal::Misdirected,
+        Refusal::WrongIncarnation,
+        Refusal::NotATarget,
+        Refusal::Expired,
+        Refusal::Replayed,
+        Refusal::StaleAttempt,
+        Refusal::WrongDigest,
+        Refusal::Policy,
+        Refusal::LayerMissing,
+        Refusal::SecretsUnreadable,
+        Refusal::BadProgram,
+        Refusal::Cancelled,
+        Refusal::NoRoom,
+        Refusal::Draining,
+        Refusal::GivenBack,
+        Refusal::NotConnected,
+        Refusal::Other,
+    ];
+
     /// The stable word, as in `bad-signature`.
     pub fn code(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()

@@ -12,6 +12,7 @@ use crate::key::{PublicKey, Signature};
 use crate::limit;
 use crate::name::{TaskName, User};
 use crate::selector::Targets;
+pub use crate::wire::retry::{Retry, RetryOn};
 
 /// A signature over an order's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub struct Task {
     /// Whether running it again does no harm.
     #[serde(default)]
     pub idempotent: bool,
+    /// When another attempt is made. Only an idempotent task may have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 /// The program of a task.
@@ -218,6 +222,9 @@ impl Order {
             return fail(format!(
                 "arguments and environment have {words} bytes, more than {most}: use -P or --stdin"
             ));
+        }
+        if let Some(retry) = &task.retry {
+            retry.check(task.idempotent).map_err(BadOrder)?;
         }
         if task.timeout_ms == 0 {
             return fail("the timeout is zero".into());

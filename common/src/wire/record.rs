@@ -350,6 +350,9 @@ pub struct RunRecord {
     pub usage: Option<Usage>,
     /// What isolated it.
     pub sandbox: Option<SandboxRecord>,
+    /// When the next attempt is due, if this one ended and another follows, RFC 3339 UTC.
+    #[serde(default)]
+    pub retry_at: Option<String>,
     /// Processes that were still alive after the main one and were ended.
     #[serde(default)]
     pub leftovers: u32,
@@ -445,6 +448,18 @@ pub struct AgentRecord {
     pub last_error: Option<String>,
     /// Runs that wait for it in the ledger.
     pub waiting: u64,
+    /// Whether it takes no new work: it drains by itself, or was told to.
+    #[serde(default)]
+    pub draining: bool,
+    /// Why it defers new work although slots are free, if it does.
+    #[serde(default)]
+    pub deferring: Option<String>,
+    /// What it lost, by kind.
+    #[serde(default)]
+    pub lost: BTreeMap<String, u64>,
+    /// What is wrong with its identity, if something is: another process uses it, its journal is an old copy.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 #[cfg(test)]

@@ -66,11 +66,32 @@ pub enum News {
         /// In words.
         message: String,
     },
-    /// Not now: the agent asks again by itself.
+    /// Not now: nothing of this attempt was started. The agent asks again by itself; until then the run waits.
     Deferred {
         /// Why.
         reason: Refusal,
+        /// In words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
     },
+    /// The answer to a dispatch of a run that the agent ran before and has a receipt for: a controller whose ledger was
+    /// lost or restored asks for it again. The result itself is gone, this is what the journal remembers.
+    Ended {
+        /// The attempt that ended; the one of the dispatch or a later one.
+        attempt: u32,
+        /// How.
+        state: RunState,
+        /// The exit code, if it had one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        /// When, by the agent's wall clock, Unix milliseconds.
+        finished_ms: i64,
+        /// The digest of the result's body.
+        digest: Digest,
+    },
+    /// News of a newer program. Never written.
+    #[serde(other)]
+    Other,
 }
 
 /// How an attempt ended, with everything it said that fits.
@@ -243,6 +264,12 @@ pub enum Question {
         boot: bool,
         /// Attempts that the agent holds: accepted, running, or finished without a receipt.
         held: Vec<RunAttempt>,
+        /// Which process asks: random, made at its start. A second one with the same identity is a copy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<Nonce>,
+        /// Whether `held` is everything the agent holds; else there was no room to name all.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        held_is_all: bool,
     },
     /// For a piece of a blob.
     Blob {
@@ -255,6 +282,13 @@ pub enum Question {
         /// How many chunks may be sent for this question.
         chunks: u32,
     },
+    /// A question of a newer program. Never written.
+    #[serde(other)]
+    Other,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An agent's periodic statement about itself.
@@ -298,6 +332,21 @@ pub struct Heartbeat {
     /// Sandbox: whether uids are separate, and the profiles allowed.
     #[serde(default)]
     pub sandbox: SandboxAbility,
+    /// Which process speaks: random, made at its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Nonce>,
+    /// The probe that this heartbeat answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Nonce>,
+    /// The agent's public curve key (`X…`, nkeys text): secrets are sealed to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve_key: Option<String>,
+    /// Why new work is deferred although slots are free, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferring: Option<String>,
+    /// The journal's file, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_bytes: Option<u64>,
     /// The last thing that went wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -330,8 +379,11 @@ pub struct Slots {
 pub struct SpoolStatus {
     /// How many.
     pub results: u64,
-    /// Their bytes.
+    /// Their bytes, with the output that waits beside them.
     pub bytes: u64,
+    /// Since when the oldest waits, by the agent's wall clock, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<i64>,
 }
 
 /// What a heartbeat says of its host.

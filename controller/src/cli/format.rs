@@ -11,7 +11,7 @@ use super::args::Format;
 use super::{CliError, duration, fold, out, table, text};
 
 /// A run's fields in the contract's order.
-pub(super) const RUN_COLUMNS: [&str; 32] = [
+pub(super) const RUN_COLUMNS: [&str; 33] = [
     "run",
     "agent",
     "zone",
@@ -43,13 +43,14 @@ pub(super) const RUN_COLUMNS: [&str; 32] = [
     "usage",
     "sandbox",
     "leftovers",
+    "retry_at",
     "job",
 ];
 /// A job's fields.
 pub(super) const JOB_COLUMNS: [&str; 8] =
     ["id", "state", "created_at", "by", "request_id", "retry_of", "title", "counts"];
 /// An agent's fields.
-pub(super) const AGENT_COLUMNS: [&str; 21] = [
+pub(super) const AGENT_COLUMNS: [&str; 25] = [
     "agent",
     "zone",
     "state",
@@ -71,6 +72,10 @@ pub(super) const AGENT_COLUMNS: [&str; 21] = [
     "refused",
     "last_error",
     "waiting",
+    "draining",
+    "deferring",
+    "lost",
+    "problem",
 ];
 
 /// Prints a job with its runs.

@@ -254,7 +254,13 @@ mod tests {
     use sally_common::name::{Agent, Zone};
 
     fn target(zone: &str, agent: &str, online: bool) -> Target {
-        Target { zone: Zone::new(zone).expect("name"), agent: Agent::new(agent).expect("name"), online }
+        Target {
+            zone: Zone::new(zone).expect("name"),
+            agent: Agent::new(agent).expect("name"),
+            online,
+            agent_key: None,
+            curve_key: None,
+        }
     }
 
     #[test]

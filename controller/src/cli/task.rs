@@ -121,6 +121,7 @@ fn task(
     };
     let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let task = Task {
+        retry: None,
         title: Some(title),
         name: None,
         program,

@@ -31,6 +31,7 @@ fn job_id() -> JobId {
 /// Run number `index` on agent `local-(index + 1)`.
 pub(super) fn run(index: u32, state: RunState) -> RunRecord {
     RunRecord {
+        retry_at: None,
         run: job_id().run(index),
         agent: name::Agent::new(&format!("local-{}", index + 1)).expect("name"),
         zone: name::Zone::new("local").expect("name"),
@@ -68,6 +69,10 @@ pub(super) fn run(index: u32, state: RunState) -> RunRecord {
 /// An agent.
 pub(super) fn agent(zone: &str, agent: &str) -> AgentRecord {
     AgentRecord {
+        draining: false,
+        deferring: None,
+        lost: BTreeMap::new(),
+        problem: None,
         agent: name::Agent::new(agent).expect("name"),
         zone: name::Zone::new(zone).expect("name"),
         state: AgentState::Online,

@@ -29,6 +29,7 @@ struct Piece {
 /// Writes and commits. Nothing is written when nothing is dirty.
 pub(super) async fn save(db: &mut SqliteConnection, work: &Work<'_>) -> Result<(), sqlx::Error> {
     let pieces = pieces(work);
+    sally_common::fail::io("controller.ledger.commit")?;
     match pieces.len() {
         0 => Ok(()),
         1..=ONE_TRIP => one_trip(db, pieces).await,

@@ -159,6 +159,13 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             let (part, bytes) = log(service, &run, &stream, offset).await?;
             Ok(Answer { bytes: Some(bytes), ..value(&part)? })
         }
+        Call::CancelRequest { .. }
+        | Call::Order { .. }
+        | Call::Waiting { .. }
+        | Call::Purge { .. }
+        | Call::Drain { .. }
+        | Call::Ping { .. }
+        | Call::Forget { .. } => Err(usage("this controller cannot do this yet".into(), None)),
         Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
         Call::Watch { job, inbox, output } => {
             if !is_caller_inbox(&inbox) {

@@ -143,6 +143,7 @@ impl Service {
             })
             .collect();
         let mut allowed = self.ledger.dispatch(marks).await?.into_iter();
+        sally_common::fail::point("controller.dispatch.after-mark");
         let mut sent = 0;
         for (run, to, attempt) in ready {
             if !is_marked(run, &to, attempt) && allowed.next() != Some(true) {
@@ -168,6 +169,8 @@ impl Service {
             order_bytes: order.text.len() as u64,
             order: Some(order.text.as_ref().to_owned()),
             order_signatures: order.signatures.to_vec(),
+            answers: None,
+            lane: sally_common::wire::command::Lane::Queue,
         };
         let mut envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
         if envelope.body.len() > LIVE_MESSAGE_MAX {

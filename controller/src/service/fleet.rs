@@ -11,7 +11,7 @@ use sally_common::selector::{Targets, is_glob, pattern_matches};
 use sally_common::wire::api::{ApiError, ErrorCode, Target};
 use sally_common::wire::command::To;
 use sally_common::wire::record::{AgentRecord, AgentState};
-use sally_common::wire::report::Heartbeat;
+use sally_common::wire::report::{AgentCondition, Heartbeat};
 
 use super::settings::Enrolled;
 use crate::ledger::AgentRow;
@@ -80,6 +80,10 @@ impl Member {
                 .unwrap_or_default(),
             last_error: beat.and_then(|b| b.last_error.clone()),
             waiting,
+            draining: beat.is_some_and(|b| b.state == AgentCondition::Draining),
+            deferring: beat.and_then(|b| b.deferring.clone()),
+            lost: beat.map(|b| b.lost.clone()).unwrap_or_default(),
+            problem: None,
         }
     }
 }
@@ -154,8 +158,13 @@ impl Fleet {
             })
             .map(|m| {
                 let online = m.state(now_ms) != AgentState::Offline;
-                let target =
-                    Target { zone: m.enrolled.zone.clone(), agent: m.enrolled.agent.clone(), online };
+                let target = Target {
+                    zone: m.enrolled.zone.clone(),
+                    agent: m.enrolled.agent.clone(),
+                    online,
+                    agent_key: Some(m.enrolled.key.clone()),
+                    curve_key: m.heartbeat.as_ref().and_then(|b| b.curve_key.clone()),
+                };
                 (m.enrolled.clone(), target)
             })
             .collect();

@@ -145,7 +145,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
         report: signed.report(ReportKind::Result)?,
         at_ms: now_ms(),
     };
+    sally_common::fail::point("controller.result.before-commit");
     let settled = service.ledger.settle(settlement).await?;
+    sally_common::fail::point("controller.result.after-commit");
     // Whoever waits for the end hears of it first; the agent can wait for its receipt.
     if let Settled::Committed(change) = &settled {
         service.output.forget(&message.run);
@@ -157,7 +159,9 @@ async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     }
     if matches!(settled, Settled::Committed(_) | Settled::Duplicate { .. } | Settled::Stale { .. }) {
         let stored = Stored::Result { digest: Digest::of(&signed.message.payload) };
+        sally_common::fail::point("controller.receipt.before");
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
+        sally_common::fail::point("controller.receipt.after");
     }
     Ok(())
 }
@@ -214,8 +218,9 @@ async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let incarnation = state.from.incarnation;
     service.fleet_heard(&signed.zone, &signed.agent);
     let noted = match state.news {
-        News::Accepted | News::Deferred { .. } => return Ok(()),
+        News::Accepted | News::Deferred { .. } | News::Ended { .. } | News::Other => return Ok(()),
         News::Started { started_ms } => {
+            sally_common::fail::point("controller.started.before-commit");
             service.ledger.started(StartMark { run, attempt, agent_key, incarnation, started_ms }).await?
         }
         News::Progress { progress } => {
@@ -300,12 +305,13 @@ async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     signed.is_from(&ask.from)?;
     let to = signed.to(&ask.from);
     match ask.question {
-        Question::Work { credit, boot, ref held } => {
+        Question::Work { credit, boot, ref held, .. } => {
             work(service, &signed, &ask, to, credit, boot, held).await
         }
         Question::Blob { ref run, digest, offset, chunks } => {
             blob(service, &signed, to, run, digest, offset, chunks).await
         }
+        Question::Other => Ok(()),
     }
 }
 
@@ -341,6 +347,7 @@ async fn work(
         |run: &crate::ledger::Run| held.iter().any(|h| h.run == run.id && h.attempt >= run.attempt.max(1));
     let due: Vec<_> = waiting.into_iter().filter(|run| !holds(run)).collect();
     let now = due.len().min(credit as usize);
+    sally_common::fail::point("controller.ask.before-answer");
     service.dispatch_to(&to, &due[..now]).await?;
     answer(service, to, ask, None, (due.len() - now) as u64).await
 }
@@ -361,7 +368,7 @@ async fn answer(
         welcome: message.is_none(),
         message: message.map(str::to_owned),
         waiting,
-        settled: Vec::new(),
+        renew: false,
     };
     service.publish(subject, Envelope::seal(Kind::Answer, &service.key, &answer)).await;
     Ok(())

@@ -56,6 +56,7 @@ pub fn run_head(run: &Run, queued_ms: i64) -> RunRecord {
         duration_ms: run.duration_ms,
         reason: run.reason.clone(),
         message: run.message.clone(),
+        retry_at: None,
         usage: None,
         sandbox: None,
         leftovers: 0,

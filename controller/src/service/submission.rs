@@ -50,10 +50,13 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     }
     let order_bytes = OrderBytes::new(submit.order.clone(), submit.signatures.clone());
     service.keep_order(job.clone(), order_bytes.clone());
+    sally_common::fail::point("controller.submit.before-commit");
     match service.ledger.submit(new).await.map_err(internal)? {
         ledger::Submitted::Created(created) => {
+            sally_common::fail::point("controller.submit.after-commit");
             // What does not arrive is sent again when its agent asks.
             service.publish_first(&runs, &order_bytes, now).await;
+            sally_common::fail::point("controller.submit.after-dispatch");
             let targets = targets.into_iter().map(|(_, t)| t).collect();
             Ok(Submitted { job: records::job(&created), created: true, targets })
         }

@@ -1,0 +1,113 @@
+//! After a restart: what journal and run folders hold is taken up again.
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use sally_common::clock::now_ms;
+use sally_common::id::{Digest, RunId};
+use tokio::sync::mpsc;
+
+use super::run::files::{self, Note};
+use super::run::{Run, Word};
+use super::{Agent, NO_SLOT, heartbeat};
+use crate::delivery::journal::Recovered;
+use crate::delivery::memory::{Known, Phase};
+use crate::sandbox::RunFolder;
+
+/// Words that may wait for one run: receipts of its pieces above all.
+const WORDS: usize = 256;
+
+impl Agent {
+    /// Takes up what the journal and the run folders hold.
+    pub(super) async fn recover(&mut self, recovered: Recovered) {
+        self.memory = recovered.memory;
+        let mut taken: HashSet<(RunId, u32)> = HashSet::new();
+        for spooled in recovered.spool {
+            let known = self.memory.get(&spooled.run);
+            let note = self.note(&spooled.run, spooled.attempt, known);
+            taken.insert((spooled.run.clone(), spooled.attempt));
+            let (run, words) = self.task(note);
+            self.runs.insert(spooled.run, (spooled.attempt, words));
+            self.tasks.spawn(run.resume_owing(spooled.body));
+        }
+        self.recover_folders(&mut taken);
+        let lost: Vec<(RunId, Known)> = self
+            .memory
+            .held()
+            .filter(|(run, known)| !taken.contains(&((*run).clone(), known.attempt)))
+            .map(|(run, known)| (run.clone(), *known))
+            .collect();
+        for (run, known) in lost {
+            let note = self.note(&run, known.attempt, Some(known));
+            let (task, words) = self.task(note);
+            self.runs.insert(run, (known.attempt, words));
+            self.tasks.spawn(task.interrupted());
+        }
+    }
+
+    fn recover_folders(&mut self, taken: &mut HashSet<(RunId, u32)>) {
+        let Ok(entries) = std::fs::read_dir(&self.shared.runs_dir) else { return };
+        let boot = heartbeat::boot_id();
+        for dir in entries.flatten().map(|e| e.path()) {
+            let note = files::read_note(&dir);
+            let known = note.as_ref().and_then(|n| self.memory.get(&n.run));
+            let due = match (&note, known) {
+                (Some(note), Some(known)) => known.attempt == note.attempt && known.phase == Phase::Started,
+                _ => false,
+            };
+            match note.filter(|_| due) {
+                Some(note) => {
+                    taken.insert((note.run.clone(), note.attempt));
+                    // What the last process wrote before it died is there, unless the host died too.
+                    if note.boot == boot && !files::is_released(&dir) {
+                        self.return_unstarted(note);
+                    } else {
+                        self.adopt(&dir, note);
+                    }
+                }
+                None if taken.iter().any(|(r, a)| dir.ends_with(format!("{r}.{a}"))) => {}
+                // Never marked as started, or settled: nothing is owed from it.
+                None => files::remove_dir(&dir),
+            }
+        }
+    }
+
+    fn return_unstarted(&mut self, note: Note) {
+        let (key, attempt) = (note.run.clone(), note.attempt);
+        let (run, words) = self.task(note);
+        self.runs.insert(key, (attempt, words));
+        self.tasks.spawn(run.never_released());
+    }
+
+    fn adopt(&mut self, dir: &Path, note: Note) {
+        tracing::info!(run = %note.run, "taking over a run");
+        let key = note.run.clone();
+        let attempt = note.attempt;
+        let folder = RunFolder::open(dir).ok();
+        // A run whose keeper has ended holds no slot, and another may have got it since.
+        let ended = folder.as_ref().is_none_or(|f| !matches!(f.exit_record(), Ok(None)));
+        let slot = note.slot.filter(|slot| !ended && self.free.contains(slot)).unwrap_or(NO_SLOT);
+        self.free.retain(|free| *free != slot);
+        let (run, words) = self.task(note);
+        self.runs.insert(key, (attempt, words));
+        match folder {
+            Some(folder) => self.tasks.spawn(run.adopt(folder, slot)),
+            None => self.tasks.spawn(run.interrupted()),
+        };
+    }
+
+    fn note(&self, run: &RunId, attempt: u32, known: Option<Known>) -> Note {
+        let expires_ms = known.map_or_else(now_ms, |k| k.expires_ms);
+        let order_digest = known.and_then(|k| k.order_digest).unwrap_or_else(|| Digest::of(b""));
+        let (slot, boot) = (None, String::new());
+        Note { run: run.clone(), attempt, expires_ms, order_digest, require_result: false, slot, boot }
+    }
+
+    pub(super) fn task(&self, note: Note) -> (Run, mpsc::Sender<Word>) {
+        let (sender, words) = mpsc::channel(WORDS);
+        let run =
+            Run::new(self.shared.clone(), note, words, self.milestones.clone(), self.connected.subscribe());
+        (run, sender)
+    }
+}

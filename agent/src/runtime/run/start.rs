@@ -1,0 +1,287 @@
+//! The beginning of a run: fetch what the order names, plan, build the sandbox and mark the start side by side, and
+//! say the word "go".
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sally_common::clock::now_ms;
+use sally_common::wire::Refusal;
+use sally_common::wire::order::{Content, Program};
+use sally_common::wire::record::RunState;
+use sally_common::wire::report::News;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::files::{NOTE_FILE, RELEASED, remove_dir, write_fresh};
+use super::follow::Live;
+use super::{Admitted, Milestone, Run, Word};
+use crate::runtime::blob;
+use crate::runtime::outcome::{self, Ending};
+use crate::sandbox::{self, Plan, RunFolder, RunInputs, SandboxError, Script};
+use crate::script;
+
+/// How long processes that outlive the main one may go on.
+const EXIT_GRACE_MS: u64 = 250;
+
+/// How long a start waits for a launcher or keeper that is away, and how long between two tries.
+const START_LIMIT: Duration = Duration::from_secs(10);
+const START_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a sandbox may fail to be made before the run is told to fail: a keeper may have been killed.
+const SETUP_TRIES: u32 = 3;
+
+/// Why a run ends before it has begun.
+pub(super) enum Stop {
+    Refused(Refusal, String),
+    GivenBack(String),
+    Failed(Ending),
+    /// Launcher or keeper went away; another try may find another.
+    ForNow(SandboxError),
+}
+
+/// What a start needs, kept for another try.
+struct Inputs {
+    plan: Plan,
+    script: Option<Vec<u8>>,
+    params: Vec<u8>,
+    stdin: Option<Vec<u8>>,
+}
+
+impl Run {
+    pub(super) async fn begin(&mut self, admitted: &Admitted, slot: u16) -> Result<Live, Stop> {
+        let task = &admitted.order.task;
+        if !task.secrets.is_empty() {
+            let message = "the task brings sealed secrets, and this agent has no key that opens them";
+            return Err(Stop::Refused(Refusal::SecretsUnreadable, message.into()));
+        }
+        let (program, script) = match &task.program {
+            Program::Command => (sandbox::Program::Command, None),
+            Program::Script { content, interpreter } => {
+                let bytes = self.content(content).await?;
+                let host = sally_common::program::Machine::current().filter(|_| interpreter.is_none());
+                sally_common::program::check(&bytes, interpreter.is_some())
+                    .and_then(|kind| {
+                        host.map_or(Ok(()), |host| sally_common::program::check_machine(&kind, host))
+                    })
+                    .map_err(|problem| Stop::Refused(Refusal::BadProgram, problem.to_string()))?;
+                (sandbox::Program::Script { interpreter: interpreter.clone() }, Some(bytes))
+            }
+        };
+        let stdin = match &task.stdin {
+            None => None,
+            Some(content) => Some(self.content(content).await?),
+        };
+        let plan = self.plan(admitted, program)?;
+        let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
+        self.note.slot = Some(slot);
+        self.start(slot, &Inputs { plan, script, params, stdin }).await
+    }
+
+    /// Starts the program, if need be in several tries: a launcher or keeper that died is replaced in moments,
+    /// and without the word "go" nothing has happened.
+    async fn start(&mut self, slot: u16, inputs: &Inputs) -> Result<Live, Stop> {
+        let until = Instant::now() + START_LIMIT;
+        let mut failures = 0;
+        loop {
+            let error = match self.try_start(slot, inputs).await {
+                Err(Stop::ForNow(error)) => error,
+                done => return done,
+            };
+            tracing::warn!(run = %self.note.run, slot, %error, "could not start a run yet");
+            failures += u32::from(matches!(error, SandboxError::Setup(_)));
+            if failures >= SETUP_TRIES {
+                return Err(Stop::Failed(start_failed(&error)));
+            }
+            // Before another folder takes the place of this one.
+            self.forget().await;
+            if self.was_cancelled() {
+                return Err(Stop::Failed(Ending::cancelled_before_start()));
+            }
+            if self.shared.now_ms() >= self.note.expires_ms {
+                let message = format!("expired while it could not be started: {error}");
+                return Err(Stop::Refused(Refusal::Expired, message));
+            }
+            if Instant::now() >= until {
+                return Err(Stop::ForNow(error));
+            }
+            // Nothing tells when a launcher is there again.
+            tokio::time::sleep(START_PAUSE).await;
+        }
+    }
+
+    async fn try_start(&mut self, slot: u16, inputs: &Inputs) -> Result<Live, Stop> {
+        let dir = self.dir();
+        let made = self.make_folder(&dir, inputs);
+        let made = made
+            .and_then(|(folder, handover)| Ok((folder.events()?, folder, handover)))
+            .map_err(|error| error.to_string());
+        let (events, folder, handover) = made.map_err(Stop::GivenBack)?;
+
+        sally_common::fail::point("agent.mark.before");
+        // Side by side: the keeper builds, the disk syncs. The program waits for both. The folder stands before
+        // the mark does: a mark without a folder reads as a program that may have run.
+        let (run, digest) = (&self.note.run, self.note.order_digest);
+        let mark = self.shared.journal().started(run, self.note.attempt, self.note.expires_ms, digest);
+        let start = self.shared.launcher.start(slot, &inputs.plan, handover);
+        let (started, marked) = tokio::join!(start, mark.wait());
+        if let Err(error) = marked {
+            // Dropping the word keeps the program from starting; the mark may or may not be on disk.
+            return Err(Stop::GivenBack(error.to_string()));
+        }
+        sally_common::fail::point("agent.mark.after");
+        let go = match started {
+            Ok(started) => started.go,
+            Err(error) if may_pass(&error) => return Err(Stop::ForNow(error)),
+            Err(error) => return Err(Stop::Failed(start_failed(&error))),
+        };
+        if self.was_cancelled() {
+            drop(go);
+            return Err(Stop::Failed(Ending::cancelled_before_start()));
+        }
+        // Whoever finds the folder without this knows that the word was never said.
+        write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
+        sally_common::fail::point("agent.go.before");
+        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
+        // A keeper that died here shows in its events.
+        go.release();
+        sally_common::fail::point("agent.go.after");
+        Ok(Live::begun(folder, events))
+    }
+
+    fn make_folder(
+        &self,
+        dir: &Path,
+        inputs: &Inputs,
+    ) -> Result<(RunFolder, sandbox::Handover), Box<dyn std::error::Error>> {
+        // Left by a process that died before the mark: nothing ran from it.
+        remove_dir(dir);
+        let stdin = match &inputs.stdin {
+            None => None,
+            Some(bytes) => Some(memory_file(bytes)?),
+        };
+        let script = inputs.script.clone().map(Script::Bytes);
+        let inputs = RunInputs { script, params: inputs.params.clone(), secrets: Vec::new(), stdin };
+        let (folder, handover) = match self.shared.take_spare() {
+            Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
+            None => RunFolder::create(dir, inputs)?,
+        };
+        let note = serde_json::to_vec(&self.note)?;
+        write_fresh(&dir.join(NOTE_FILE), &note)?;
+        Ok((folder, handover))
+    }
+
+    fn plan(&self, admitted: &Admitted, program: sandbox::Program) -> Result<Plan, Stop> {
+        let task = &admitted.order.task;
+        let config = &self.shared.config;
+        if !config.profiles.contains(&task.profile) {
+            let allowed: Vec<_> = config.profiles.iter().map(|p| p.word()).collect();
+            let message =
+                format!("profile {} is not allowed here, only {}", task.profile, allowed.join(", "));
+            return Err(Stop::Refused(Refusal::Policy, message));
+        }
+        let profile = outcome::inner_profile(task.profile);
+        let paths = self.shared.launcher.box_paths(profile);
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let pairs = |map: &std::collections::BTreeMap<String, String>| {
+            map.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+        };
+        let deadline_ms = now_ms().saturating_add(i64::try_from(task.timeout_ms).unwrap_or(i64::MAX));
+        let deadline = jiff::Timestamp::from_millisecond(deadline_ms).unwrap_or(jiff::Timestamp::MAX);
+        let env = script::build_env(&script::EnvContext {
+            path: sandbox::DEFAULT_PATH,
+            bin: &text(paths.bin()),
+            work: &text(paths.work()),
+            tmp: &text(paths.tmp()),
+            params_file: &text(paths.params()),
+            secrets_dir: &text(paths.secrets()),
+            result_file: &text(paths.result_file()),
+            job: self.note.run.job().as_str(),
+            run: &self.note.run.to_string(),
+            attempt: u64::from(self.note.attempt),
+            agent: config.name.as_str(),
+            zone: config.zone.as_str(),
+            deadline,
+            agent_env: &pairs(&config.script_env),
+            task_env: &pairs(&task.env),
+        })
+        .map_err(|e| Stop::Refused(Refusal::Policy, e.to_string()))?;
+        let mut require = Vec::new();
+        for name in &task.require_layers {
+            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name);
+            let unknown =
+                || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
+            require.push(layer.ok_or_else(unknown)?);
+        }
+        let stream_bytes = script::ResultLimits::default().stream_bytes;
+        Ok(Plan {
+            v: sandbox::PLAN_VERSION,
+            run: self.note.run.to_string(),
+            attempt: self.note.attempt,
+            profile,
+            program,
+            argv: task.args.clone(),
+            env,
+            timeout_ms: task.timeout_ms,
+            grace_ms: task.grace_ms,
+            exit_grace_ms: EXIT_GRACE_MS,
+            limits: sandbox::Limits { result_bytes: stream_bytes, ..sandbox::Limits::default() },
+            require,
+        })
+    }
+
+    /// The bytes of something that the order carries or names.
+    async fn content(&mut self, content: &Content) -> Result<Vec<u8>, Stop> {
+        if let Some(text) = &content.text {
+            return Ok(text.clone().into_bytes());
+        }
+        self.news(News::Accepted).await;
+        let (sender, pieces) = mpsc::channel(blob::PIECES_IN_FLIGHT);
+        self.tell(Milestone::WantBlob(content.digest, sender)).await;
+        let fetched = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces).await;
+        fetched.map_err(|problem| match problem {
+            blob::Problem::Refused(reason, message) => Stop::Refused(reason, message),
+            blob::Problem::Expired => {
+                Stop::Refused(Refusal::Expired, "expired while its program was fetched".into())
+            }
+        })
+    }
+
+    /// Whether a cancellation came before the start. Other words make no sense yet.
+    fn was_cancelled(&mut self) -> bool {
+        while let Ok(word) = self.words.try_recv() {
+            if matches!(word, Word::Cancel { .. }) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Whether the launcher or keeper that could not do it may be replaced by one that can.
+fn may_pass(error: &SandboxError) -> bool {
+    use SandboxError::{Busy, Io, KeeperGone, NoAnswer, Path, Setup};
+    matches!(error, Busy(_) | Io(..) | KeeperGone | NoAnswer(_) | Path { .. } | Setup(_))
+}
+
+fn start_failed(error: &SandboxError) -> Ending {
+    match error {
+        SandboxError::Refused(message) => Ending {
+            state: RunState::Rejected,
+            exit_code: None,
+            signal: None,
+            reason: Some("policy".into()),
+            message: Some(message.clone()),
+        },
+        other => Ending::sandbox_failed(other.to_string()),
+    }
+}
+
+fn memory_file(bytes: &[u8]) -> std::io::Result<std::fs::File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::io::{Seek as _, Write as _};
+    let mut file = std::fs::File::from(memfd_create(c"stdin", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
