@@ -48,7 +48,7 @@ impl Agent {
                 Some(order) => self.take(dispatch, order, known).await,
                 None => self.fetch_order(dispatch),
             },
-            Decision::Leave => self.leave(),
+            Decision::Leave => self.keep_or_leave(dispatch, order, known.is_none(), in_turn),
             Decision::Supersede => {
                 let older = known.map_or(0, |known| known.attempt);
                 self.pass(&run, older, Word::Yield("a newer attempt came before it started"));
@@ -75,6 +75,41 @@ impl Agent {
                 };
                 self.news(&run, attempt, News::Refused { reason, message }).await;
             }
+        }
+    }
+
+    /// Gives free slots to what was kept for them.
+    pub(super) async fn take_kept(&mut self) {
+        if now_ms() >= self.shared.config.trust.expires_ms {
+            // Nobody is trusted any more, as if it came now.
+            self.backlog.clear();
+        }
+        while !self.free.is_empty()
+            && let Some((dispatch, order)) = self.backlog.take()
+        {
+            self.dispatch_again(dispatch, order).await;
+        }
+    }
+
+    /// Keeps a dispatch for the next free slot, if its turn has come and there is room; else leaves it behind. Not kept:
+    /// what the direct lane brought, which is for now or not at all; a newer attempt of what is under way, which
+    /// waits for more than a slot; and anything while the agent drains.
+    fn keep_or_leave(
+        &mut self,
+        dispatch: Dispatch,
+        order: Option<CheckedOrder>,
+        is_new: bool,
+        in_turn: bool,
+    ) {
+        let in_turn = in_turn || self.backlog.has(&dispatch.run);
+        let may_wait = is_new && in_turn && dispatch.lane.is_queue() && self.open && !self.draining;
+        if let Some(order) = order
+            && may_wait
+            && self.backlog.keep(dispatch, order)
+        {
+            self.took = true;
+        } else {
+            self.leave();
         }
     }
 

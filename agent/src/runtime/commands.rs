@@ -72,6 +72,7 @@ impl Agent {
     }
 
     async fn cancel(&mut self, cancel: Cancel) {
+        self.backlog.forget(&cancel.run);
         let known = self.memory.get(&cancel.run);
         match known {
             Some(known)
@@ -140,6 +141,7 @@ impl Agent {
                 let new = self.shared.me().incarnation;
                 tracing::error!(%old, %new, "the journal was an old copy or a clone: this agent took a new incarnation");
                 self.turn = Turn::new();
+                self.backlog.clear();
                 self.questions.clear();
                 self.asked = None;
                 self.ask_after = Instant::now();

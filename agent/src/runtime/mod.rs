@@ -5,13 +5,14 @@
 //! - [`mod@run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
 //!   what an order names, [`outcome`] the judgement of how it ended.
 //! - [`intake`]: messages from the controller, checked; [`commands`] what is done about them, [`admission`] a dispatch
-//!   that becomes a run.
+//!   that becomes a run, [`backlog`] dispatches for which no slot was free.
 //! - [`recovery`]: after a restart; [`speak`]: questions and heartbeats, [`heartbeat`] facts of the host in them.
 //! - [`upkeep`]: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
 //! - [`launching`]: the launcher that this agent uses, or starts.
 #![forbid(unsafe_code)]
 
 mod admission;
+pub mod backlog;
 pub mod blob;
 mod commands;
 pub mod heartbeat;
@@ -48,6 +49,7 @@ use crate::delivery::memory::{Memory, Phase};
 use crate::delivery::room::Measured;
 use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
+use backlog::Backlog;
 use intake::Command;
 use run::{Milestone, Word};
 use shared::Shared;
@@ -136,6 +138,7 @@ struct Agent {
     owed: HashMap<RunAttempt, (u64, i64)>,
     /// Whether there is, or may be, work that was left behind.
     more: bool,
+    backlog: Backlog,
     refused: BTreeMap<Refusal, u64>,
     last_error: Option<String>,
     /// A refusal is told soon, but not more often than the tick.
@@ -206,6 +209,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         probes: (0, Instant::now()),
         owed: HashMap::new(),
         more: true,
+        backlog: Backlog::new(slots),
         refused: BTreeMap::new(),
         last_error: None,
         tell_soon: false,
@@ -292,11 +296,13 @@ impl Agent {
                 if !self.free.contains(&slot) {
                     self.free.push(slot);
                 }
+                self.take_kept().await;
             }
             Milestone::SlotDoubtful(slot) => {
                 if !self.free.contains(&slot) {
                     self.free.insert(0, slot);
                 }
+                self.take_kept().await;
             }
             Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),
             Milestone::Finished { run, attempt, bytes, since_ms } => {

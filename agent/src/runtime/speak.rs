@@ -25,10 +25,14 @@ pub(super) const ASK_PAUSE: Duration = Duration::from_millis(500);
 const HELD_NAMED: usize = 500;
 
 impl Agent {
-    /// How many dispatches may be sent: none while none would be taken.
+    /// How many dispatches may be sent: for free slots and to be kept for the next ones; none while none would be
+    /// taken.
     fn credit(&self) -> u32 {
-        let takes = self.open && !self.draining;
-        if takes { self.room() } else { 0 }
+        if !self.open || self.draining {
+            return 0;
+        }
+        let kept = if self.no_room().is_none() { self.backlog.room() } else { 0 };
+        self.room() + u32::try_from(kept).unwrap_or(0)
     }
 
     /// Asks for work when there is room and there may be some, one question at a time. At boot and after the
@@ -50,9 +54,11 @@ impl Agent {
             self.questions.pop_front();
         }
         self.questions.push_back(asked);
-        let held_is_all = self.memory.held().count() <= HELD_NAMED;
-        let held = self.memory.held().take(HELD_NAMED);
-        let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
+        let held = self.memory.held();
+        let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt });
+        let mut held: Vec<_> = self.backlog.attempts().chain(held).take(HELD_NAMED + 1).collect();
+        let held_is_all = held.len() <= HELD_NAMED;
+        held.truncate(HELD_NAMED);
         sally_common::fail::point("agent.ask.before");
         let instance = Some(self.shared.instance);
         let question = Question::Work { credit, boot: !self.open, held, instance, held_is_all };
