@@ -12,6 +12,7 @@ use sally_common::trust::TrustList;
 use sally_common::wire::order::Profile;
 use serde::Deserialize;
 
+use crate::delivery::room::Storage;
 use crate::sandbox::Limits;
 
 /// Slots when none are configured: scripts mostly wait for something.
@@ -30,6 +31,8 @@ struct Written {
     url: String,
     creds: PathBuf,
     key: PathBuf,
+    #[serde(default)]
+    curve_key: Option<PathBuf>,
     trust: PathBuf,
     state_dir: PathBuf,
     #[serde(default)]
@@ -51,7 +54,18 @@ struct Written {
     #[serde(default)]
     script: WrittenScript,
     #[serde(default)]
+    storage: WrittenStorage,
+    #[serde(default)]
     limits: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenStorage {
+    max_bytes: Option<u64>,
+    min_free_bytes: Option<u64>,
+    log_reserve_bytes: Option<u64>,
+    spool_max_age_days: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,6 +88,8 @@ pub struct Config {
     pub creds: PathBuf,
     /// The key that signs what the agent says.
     pub key: SigningKey,
+    /// The file of the key that opens secrets; made at the first start.
+    pub curve_key: PathBuf,
     /// Whom the agent believes.
     pub trust: TrustList,
     /// Where journal and run folders are.
@@ -98,6 +114,8 @@ pub struct Config {
     pub labels: Labels,
     /// Environment of every script.
     pub script_env: BTreeMap<String, String>,
+    /// Bounds of what the agent keeps on disk.
+    pub storage: Storage,
     /// How much every script may use.
     pub limits: Limits,
 }
@@ -145,6 +163,7 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
     if !(1..=3600).contains(&heartbeat_s) {
         note("heartbeat_s", format!("{heartbeat_s} is not between 1 and 3600 seconds"));
     }
+    let storage = check_storage(&written.storage).map_err(|e| note("storage", e)).ok();
     let limits = limits(&written.limits, &mut note);
     let creds = base.join(&written.creds);
     if let Err(e) = std::fs::metadata(&creds) {
@@ -153,29 +172,73 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
     let state_dir = base.join(&written.state_dir);
     let socket = written.launcher_socket.as_ref().map(|p| base.join(p));
 
-    match (name, zone, prefix, key, trust) {
-        (Some(name), Some(zone), Some(prefix), Some(key), Some(trust)) if problems.is_empty() => Ok(Config {
-            name,
-            zone,
-            url: written.url,
-            creds,
-            key,
-            trust,
-            launcher_is_external: socket.is_some(),
-            launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),
-            state_dir,
-            prefix,
-            slots,
-            profiles,
-            heartbeat_s,
-            ca_file: written.ca_file.map(|p| base.join(p)),
-            tls_first: written.tls_first,
-            labels: written.labels,
-            script_env: written.script.env,
-            limits,
-        }),
+    match (name, zone, prefix, key, trust, storage) {
+        (Some(name), Some(zone), Some(prefix), Some(key), Some(trust), Some(storage))
+            if problems.is_empty() =>
+        {
+            Ok(Config {
+                name,
+                zone,
+                url: written.url,
+                creds,
+                key,
+                curve_key: written
+                    .curve_key
+                    .map_or_else(|| state_dir.join("curve.seed"), |path| base.join(path)),
+                trust,
+                launcher_is_external: socket.is_some(),
+                launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),
+                state_dir,
+                prefix,
+                slots,
+                profiles,
+                heartbeat_s,
+                ca_file: written.ca_file.map(|p| base.join(p)),
+                tls_first: written.tls_first,
+                labels: written.labels,
+                script_env: written.script.env,
+                storage,
+                limits,
+            })
+        }
         _ => Err(problems),
     }
+}
+
+fn check_storage(written: &WrittenStorage) -> Result<Storage, String> {
+    let default = Storage::default();
+    let storage = Storage {
+        max_bytes: written.max_bytes.unwrap_or(default.max_bytes),
+        min_free_bytes: written.min_free_bytes.unwrap_or(default.min_free_bytes),
+        log_reserve_bytes: written.log_reserve_bytes.unwrap_or(default.log_reserve_bytes),
+        spool_max_age_ms: written
+            .spool_max_age_days
+            .map_or(default.spool_max_age_ms, |days| i64::from(days) * 24 * 3600 * 1000),
+    };
+    if storage.max_bytes < storage.reserve() {
+        return Err(format!(
+            "max_bytes = {} has no room for one run, which reserves {}: log_reserve_bytes and 1 MiB for its result",
+            storage.max_bytes,
+            storage.reserve()
+        ));
+    }
+    if storage.spool_max_age_ms == 0 {
+        return Err("spool_max_age_days = 0 would keep no result".into());
+    }
+    Ok(storage)
+}
+
+/// The state folder that a configuration file names. Reads no keys, so anyone may who may read the file.
+pub fn state_dir(path: &Path) -> Result<PathBuf, ConfigError> {
+    #[derive(Deserialize)]
+    struct Only {
+        state_dir: PathBuf,
+    }
+    let fail = |problem: String| ConfigError { path: path.display().to_string(), problems: vec![problem] };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let only: Only = toml::from_str(&text).map_err(|e| fail(e.to_string().trim().to_owned()))?;
+    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok(base.parent().unwrap_or(Path::new("/")).join(only.state_dir))
 }
 
 /// The usual limits with what is configured. Every one that is unknown, nothing or too much is noted.
@@ -248,6 +311,17 @@ state_dir = "state"
         for part in ["name: ", "key: ", "slots: 0", "no profile \"root\""] {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn storage_has_defaults_and_is_checked() {
+        assert_eq!(load_text(GOOD).expect("good").storage, Storage::default());
+        let small = load_text(&format!("{GOOD}[storage]\nmax_bytes = 1000000\n")).expect_err("bad");
+        assert!(small.contains("storage: max_bytes = 1000000 has no room for one run"), "{small}");
+        let never = load_text(&format!("{GOOD}[storage]\nspool_max_age_days = 0\n")).expect_err("bad");
+        assert!(never.contains("spool_max_age_days"), "{never}");
+        let text = format!("{GOOD}[storage]\nmax_bytes = 200000000\nlog_reserve_bytes = 0\n");
+        assert_eq!(load_text(&text).expect("good").storage.max_bytes, 200_000_000);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `sally-agent`, and `sally-task` by its name.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, close_memory, run_launcher};
-use sally_agent::{config, runtime, script};
+use sally_agent::{config, local, runtime, script};
 
 /// Pulls tasks into an isolated zone, runs them in a sandbox, reports. Listens on nothing.
 #[derive(Parser)]
@@ -24,12 +24,59 @@ enum Command {
     },
     /// Keep slots ready in which plans are carried out; `run` starts one if none is configured
     Launcher(LauncherArgs),
+    /// Finish what runs and take nothing new, also after a restart, until `resume`
+    Drain {
+        #[command(flatten)]
+        place: Place,
+        /// Return when nothing runs and every result has its receipt
+        #[arg(long)]
+        wait: bool,
+        /// Wait no longer than this many seconds; then exit 1
+        #[arg(long, value_name = "SECONDS", requires = "wait")]
+        limit: Option<u64>,
+    },
+    /// Take work again after `drain`
+    Resume {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// What the agent on this host is doing: needs no connection
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
     /// Check a configuration file and say what is wrong with it
     Config {
         /// Configuration file
         #[arg(value_name = "FILE", default_value = "/etc/sally/agent.toml")]
         file: PathBuf,
     },
+}
+
+/// Where an agent of this host keeps its state.
+#[derive(clap::Args)]
+struct Place {
+    /// The agent's configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/sally/agent.toml")]
+    config: PathBuf,
+    /// The agent's state folder, in the place of the configuration
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    state_dir: Option<PathBuf>,
+}
+
+impl Place {
+    fn state_dir(&self) -> Result<PathBuf, config::ConfigError> {
+        self.state_dir.clone().map_or_else(|| config::state_dir(&self.config), Ok)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Form {
+    Table,
+    Json,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +93,12 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => run(&config),
         Command::Launcher(args) => done(run_launcher(&args, named_files)),
+        Command::Drain { place, wait, limit } => in_place(&place, |dir| {
+            local::drain(dir)?;
+            if wait { local::wait_drained(dir, limit.map(std::time::Duration::from_secs)) } else { Ok(()) }
+        }),
+        Command::Resume { place } => in_place(&place, local::resume),
+        Command::Status { place, output } => in_place(&place, |dir| show_status(dir, output)),
         Command::Config { file } => done(config::load(&file).map(|_| ())),
     }
 }
@@ -55,6 +108,27 @@ fn named_files(doors: [DoorBytes<'_>; 2]) -> Vec<NamedFile> {
     let [fd3, file] = doors.map(|door| script::Door { bytes: door.kept, seen: door.written });
     let named = script::read_result(&fd3, &file, &script::ResultLimits::default()).artifacts;
     named.into_iter().map(|file| NamedFile { name: file.name, path: file.path }).collect()
+}
+
+fn in_place(place: &Place, act: impl FnOnce(&Path) -> Result<(), local::LocalError>) -> ExitCode {
+    match place.state_dir() {
+        Ok(dir) => done(act(&dir)),
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn show_status(dir: &Path, output: Form) -> Result<(), local::LocalError> {
+    use std::io::Write as _;
+    let text = match output {
+        Form::Table => local::status_text(dir)?,
+        Form::Json => format!("{}\n", local::status_json(dir)?),
+    };
+    // Whoever closed the pipe wants no more.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
 }
 
 fn log_to_stderr() {
@@ -79,7 +153,7 @@ fn done<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
     }
 }
 
-fn run(path: &std::path::Path) -> ExitCode {
+fn run(path: &Path) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => {

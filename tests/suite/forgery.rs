@@ -29,7 +29,7 @@ const LIVE: &str = "sally.live.local.local-1";
 const RESULT: &str = "sally.result.local.local-1";
 
 /// Notes who calls, and holds each call open until it is told to let go.
-struct Listener {
+pub struct Listener {
     port: u16,
     calls: Arc<Mutex<Vec<(String, TcpStream)>>>,
 }
@@ -55,12 +55,12 @@ impl Listener {
         Listener { port, calls }
     }
 
-    fn marks(&self) -> Vec<String> {
+    pub fn marks(&self) -> Vec<String> {
         self.calls.lock().unwrap().iter().map(|(mark, _)| mark.clone()).collect()
     }
 
     /// Closes every call: whoever waits at its end goes on.
-    fn let_go(&self) {
+    pub fn let_go(&self) {
         for (_, stream) in self.calls.lock().unwrap().iter() {
             // Closed already by the other side: nobody waits.
             let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -68,13 +68,13 @@ impl Listener {
     }
 
     /// A command that calls and says its mark.
-    fn effect(&self, mark: &str) -> Vec<String> {
+    pub fn effect(&self, mark: &str) -> Vec<String> {
         let text = format!("exec 5<>/dev/tcp/127.0.0.1/{}; echo {mark} >&5", self.port);
         vec!["bash".into(), "-c".into(), text]
     }
 
     /// The same, and waits until the call is closed.
-    fn effect_that_waits(&self, mark: &str) -> Vec<String> {
+    pub fn effect_that_waits(&self, mark: &str) -> Vec<String> {
         let mut command = self.effect(mark);
         command[2].push_str("; read -r line <&5; exit 0");
         command
@@ -82,16 +82,16 @@ impl Listener {
 }
 
 /// Whoever owns the broker, with everything that is not a key of somebody else.
-struct Forger {
-    up: Up,
-    listener: Listener,
+pub struct Forger {
+    pub up: Up,
+    pub listener: Listener,
     runtime: tokio::runtime::Runtime,
     client: async_nats::Client,
     /// Everything that goes by, from its beginning.
     seen: async_nats::Subscriber,
     kept: Vec<async_nats::Message>,
-    controller: SigningKey,
-    caller: SigningKey,
+    pub controller: SigningKey,
+    pub caller: SigningKey,
     /// A key that nobody knows.
     stranger: SigningKey,
 }
@@ -107,7 +107,7 @@ fn caller_seed(up: &Up) -> PathBuf {
 }
 
 impl Forger {
-    fn start(agents: u32) -> Forger {
+    pub fn start(agents: u32) -> Forger {
         let up = Up::start(agents);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let config = fs::read_to_string(up.dir().join("serve.toml")).unwrap();
@@ -134,7 +134,7 @@ impl Forger {
     }
 
     /// Waits for a message on a subject that this finds good.
-    fn await_message<T>(
+    pub fn await_message<T>(
         &mut self,
         subject: &str,
         mut pick: impl FnMut(&async_nats::Message) -> Option<T>,
@@ -159,8 +159,17 @@ impl Forger {
         })
     }
 
+    /// What has gone by on a subject since it last forgot.
+    pub fn seen_so_far(&mut self, subject: &str) -> Vec<async_nats::Message> {
+        let _guard = self.runtime.enter();
+        while let Some(message) = self.seen.next().now_or_never().flatten() {
+            self.kept.push(message);
+        }
+        self.kept.iter().filter(|m| m.subject.as_str() == subject).cloned().collect()
+    }
+
     /// Forgets what went by until now.
-    fn forget(&mut self) {
+    pub fn forget(&mut self) {
         let _guard = self.runtime.enter();
         while self.seen.next().now_or_never().flatten().is_some() {}
         self.kept.clear();
@@ -178,7 +187,7 @@ impl Forger {
         });
     }
 
-    fn send(&self, subject: &str, envelope: &Envelope) {
+    pub fn send(&self, subject: &str, envelope: &Envelope) {
         self.publish(subject, Some(envelope.headers()), &envelope.body);
     }
 
@@ -220,7 +229,7 @@ impl Forger {
     }
 
     /// Runs a command that has an effect, as anyone may, and returns its dispatch as it went by.
-    fn genuine(&mut self, mark: &str) -> (async_nats::Message, Dispatch) {
+    pub fn genuine(&mut self, mark: &str) -> (async_nats::Message, Dispatch) {
         let command = self.listener.effect(mark);
         let mut args = vec!["exec", "-a", "local-1", "--profile", "net", "--"];
         args.extend(command.iter().map(String::as_str));
@@ -234,16 +243,16 @@ impl Forger {
 }
 
 /// A dispatch as a controller would make it, to be spoilt in one way.
-struct Draft {
-    dispatch: Dispatch,
-    order: Order,
+pub struct Draft {
+    pub dispatch: Dispatch,
+    pub order: Order,
     caller: SigningKey,
     controller: SigningKey,
 }
 
 impl Draft {
     /// A new run with the effect of this mark, on the model of a genuine one.
-    fn new(forger: &Forger, model: &Dispatch, mark: &str) -> Draft {
+    pub fn new(forger: &Forger, model: &Dispatch, mark: &str) -> Draft {
         let mut dispatch = model.clone();
         dispatch.run = new_run();
         let mut order: Order = wire::read(model.order.as_ref().unwrap().as_bytes()).unwrap();
@@ -253,7 +262,7 @@ impl Draft {
     }
 
     /// Signs the order and binds it.
-    fn bind(&mut self) {
+    pub fn bind(&mut self) {
         let bytes = wire::to_bytes(&self.order);
         let signature = self.caller.sign(Kind::Order, &bytes);
         self.dispatch.order_digest = Digest::of(&bytes);
@@ -263,11 +272,11 @@ impl Draft {
         self.dispatch.order = Some(String::from_utf8(bytes).unwrap());
     }
 
-    fn seal(&self) -> Envelope {
+    pub fn seal(&self) -> Envelope {
         Envelope::seal(Kind::Dispatch, &self.controller, &self.dispatch)
     }
 
-    fn done(mut self) -> Envelope {
+    pub fn done(mut self) -> Envelope {
         self.bind();
         self.seal()
     }
@@ -483,10 +492,10 @@ fn no_forged_cancellation_ends_a_run() {
 }
 
 /// Keeps a process stopped; dropped, it goes on.
-struct Stopped(i32);
+pub struct Stopped(i32);
 
 impl Stopped {
-    fn new(pid: i32) -> Stopped {
+    pub fn new(pid: i32) -> Stopped {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
         Stopped(pid)
     }
@@ -561,7 +570,7 @@ fn no_forged_receipt_frees_a_result() {
 
 impl Forger {
     /// The next heartbeat of `local-1` that this finds good.
-    fn heartbeat(&mut self, good: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
+    pub fn heartbeat(&mut self, good: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
         self.await_message("sally.heartbeat.local.local-1", |m| {
             wire::read::<Heartbeat>(&m.payload).ok().filter(|beat| good(beat))
         })

@@ -8,14 +8,17 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test skips or measures is said aloud")]
 #![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
+mod agent_side;
 mod bad_input;
 mod basics;
+mod by_hand;
 mod delivery;
 mod demo;
 mod effects;
 mod facts;
 mod faults;
 mod forgery;
+mod full_disk;
 mod harness;
 mod isolation;
 mod kills;

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use sally_common::id::{Digest, Incarnation, RunId};
 use sally_common::wire::Refusal;
 use tokio::sync::oneshot;
 
-use super::memory::{Known, Memory, Phase};
+use super::memory::{Ended, Known, Memory, Phase};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const RUNS: TableDefinition<&str, &[u8]> = TableDefinition::new("runs");
@@ -29,6 +29,9 @@ const BATCH: usize = 256;
 /// The counter is written ahead in steps of this size, so that most reports cost no write. After
 /// a crash the counter goes on from the end of the step: holes are harmless, repeats are not.
 const COUNTER_STEP: u64 = 100_000;
+
+/// A larger file is made as small as it can be when it is opened, bytes.
+const COMPACT_ABOVE: u64 = 64 * 1024 * 1024;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +70,8 @@ enum Write {
     Run { run: RunId, known: Known },
     Finish { run: RunId, known: Known, body: Vec<u8> },
     Receipt { run: RunId, known: Known },
-    Forget { run: RunId },
+    Restore { run: RunId, before: Option<Known> },
+    Renew { incarnation: Incarnation },
     Prune { runs: Vec<RunId> },
     Counter { ahead: u64 },
 }
@@ -94,6 +98,7 @@ pub struct Recovered {
 pub struct Journal {
     sender: Option<SyncSender<Command>>,
     thread: Option<JoinHandle<()>>,
+    incarnation: Incarnation,
     counter: u64,
     reserved: u64,
 }
@@ -102,7 +107,8 @@ impl Journal {
     /// Opens or creates the journal. Blocking; called before the agent's loop begins.
     pub fn open(path: &Path) -> Result<(Journal, Recovered), JournalError> {
         let fail = |problem: String| JournalError::Open { path: path.to_owned(), problem };
-        let database = open_file(path).map_err(fail)?;
+        let mut database = open_database(path).map_err(fail)?;
+        compact(path, &mut database).map_err(fail)?;
         let (recovered, counter) = recover(&database).map_err(fail)?;
         let reserved = counter + COUNTER_STEP;
         commit(&database, &[Write::Counter { ahead: reserved }]).map_err(fail)?;
@@ -110,11 +116,30 @@ impl Journal {
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn({
-                let path = path.to_owned();
-                move || serve(&path, database, &receiver)
+                let mut store = Store { path: path.to_owned(), database: Some(database) };
+                move || serve(&mut store, &receiver)
             })
             .map_err(|e| fail(e.to_string()))?;
-        Ok((Journal { sender: Some(sender), thread: Some(thread), counter, reserved }, recovered))
+        let incarnation = recovered.incarnation;
+        let (sender, thread) = (Some(sender), Some(thread));
+        Ok((Journal { sender, thread, incarnation, counter, reserved }, recovered))
+    }
+
+    /// The incarnation that the next number counts for.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Writes a new incarnation in the place of the old one; runs and spool stay, so that replays of what was run
+    /// stay refused. It counts once it is on disk: then say so with [`Journal::renewed`].
+    pub fn renew(&self) -> (Incarnation, Pending) {
+        let incarnation = Incarnation::generate();
+        (incarnation, self.send(Write::Renew { incarnation }))
+    }
+
+    /// Goes over to an incarnation that is on disk. Its numbers begin anew.
+    pub fn renewed(&mut self, incarnation: Incarnation) {
+        (self.incarnation, self.counter, self.reserved) = (incarnation, 0, COUNTER_STEP);
     }
 
     /// The next number for a signed report. Now and then it is written ahead; then the returned wait must be
@@ -132,19 +157,20 @@ impl Journal {
 
     /// Marks an attempt as started. The program must not start before this is answered.
     pub fn started(&self, run: &RunId, attempt: u32, expires_ms: i64, order_digest: Digest) -> Pending {
-        let order_digest = Some(order_digest);
-        self.mark(run, Known { attempt, phase: Phase::Started, closed: None, order_digest, expires_ms })
+        let known = Known::new(attempt, Phase::Started, expires_ms);
+        self.mark(run, Known { order_digest: Some(order_digest), ..known })
     }
 
     /// Marks an attempt as one that will never start.
     pub fn closed(&self, run: &RunId, attempt: u32, expires_ms: i64, why: Refusal) -> Pending {
-        let closed = Some(why);
-        self.mark(run, Known { attempt, phase: Phase::Closed, closed, order_digest: None, expires_ms })
+        let known = Known::new(attempt, Phase::Closed, expires_ms);
+        self.mark(run, Known { closed: Some(why), ..known })
     }
 
-    /// Takes a *started* mark back: the program was never let go, and the controller may send it again.
-    pub fn unstarted(&self, run: &RunId) -> Pending {
-        self.send(Write::Forget { run: run.clone() })
+    /// Takes a *started* mark back: the program was never let go, and the controller may send it again. What was
+    /// known of the run before counts again, so that older attempts stay refused.
+    pub fn unstarted(&self, run: &RunId, before: Option<Known>) -> Pending {
+        self.send(Write::Restore { run: run.clone(), before })
     }
 
     fn mark(&self, run: &RunId, known: Known) -> Pending {
@@ -153,14 +179,14 @@ impl Journal {
 
     /// Puts a result into the spool.
     pub fn finished(&self, run: &RunId, attempt: u32, expires_ms: i64, body: Vec<u8>) -> Pending {
-        let known = Known { attempt, phase: Phase::Finished, closed: None, order_digest: None, expires_ms };
+        let known = Known::new(attempt, Phase::Finished, expires_ms);
         self.send(Write::Finish { run: run.clone(), known, body })
     }
 
-    /// Frees a result's place in the spool: the controller has it.
-    pub fn receipted(&self, run: &RunId, attempt: u32, expires_ms: i64) -> Pending {
-        let known = Known { attempt, phase: Phase::Receipted, closed: None, order_digest: None, expires_ms };
-        self.send(Write::Receipt { run: run.clone(), known })
+    /// Frees a result's place in the spool: the controller has it. How it ended is remembered.
+    pub fn receipted(&self, run: &RunId, attempt: u32, expires_ms: i64, ended: Option<Ended>) -> Pending {
+        let known = Known::new(attempt, Phase::Receipted, expires_ms);
+        self.send(Write::Receipt { run: run.clone(), known: Known { ended, ..known } })
     }
 
     /// Forgets runs that nothing can replay.
@@ -204,30 +230,46 @@ impl Pending {
     }
 }
 
-fn open_file(path: &Path) -> Result<Database, String> {
-    let mut builder = Database::builder();
-    // The default is 1 GiB; an agent's journal is a few megabytes.
-    builder.set_cache_size(1024 * 1024);
-    builder.create(path).map_err(|e| e.to_string())
+/// The file, and what is open of it. After a failed write the database takes no more until it is opened anew.
+struct Store {
+    path: PathBuf,
+    database: Option<Database>,
 }
 
-/// After an error of the disk the database takes nothing any more until it is opened anew, which reads what is there and
-/// repairs it. Until that succeeds every command fails, so nothing starts.
-fn serve(path: &Path, database: Database, receiver: &Receiver<Command>) {
-    let mut database = Some(database);
+impl Store {
+    fn commit(&mut self, writes: &[Write]) -> Result<(), String> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => open_database(&self.path)?,
+        };
+        let outcome = commit(&database, writes);
+        if outcome.is_ok() {
+            self.database = Some(database);
+        }
+        outcome
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, String> {
+    // The default cache is 1 GiB; an agent's journal is a few megabytes.
+    Database::builder().set_cache_size(1024 * 1024).create(path).map_err(|e| e.to_string())
+}
+
+/// Gives space back that a long time without a controller took. The file never shrinks by itself.
+fn compact(path: &Path, database: &mut Database) -> Result<(), String> {
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    if size > COMPACT_ABOVE {
+        database.compact().map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+fn serve(store: &mut Store, receiver: &Receiver<Command>) {
     while let Ok(first) = receiver.recv() {
         let mut batch = vec![first];
         batch.extend(receiver.try_iter().take(BATCH - 1));
         let (writes, waiting): (Vec<_>, Vec<_>) = batch.into_iter().map(|c| (c.write, c.done)).unzip();
-        let opened = match database.take() {
-            Some(database) => Ok(database),
-            None => open_file(path),
-        };
-        let outcome = opened.and_then(|opened| {
-            commit(&opened, &writes)?;
-            database = Some(opened);
-            Ok(())
-        });
+        let outcome = store.commit(&writes);
         for done in waiting {
             // Nobody waits for a receipt's commit; that is no error.
             let _ = done.send(outcome.clone().map_err(JournalError::Write));
@@ -255,15 +297,22 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
                     runs.insert(run.to_string().as_str(), bytes(known).as_slice())?;
                 }
                 Write::Finish { run, known, body } => {
-                    runs.insert(run.to_string().as_str(), bytes(known).as_slice())?;
+                    note_end(&mut runs, run, known)?;
                     spool.insert(spool_key(run, known.attempt).as_str(), body.as_slice())?;
                 }
                 Write::Receipt { run, known } => {
-                    runs.insert(run.to_string().as_str(), bytes(known).as_slice())?;
+                    note_end(&mut runs, run, known)?;
                     spool.remove(spool_key(run, known.attempt).as_str())?;
                 }
-                Write::Forget { run } => {
+                Write::Restore { run, before: Some(known) } => {
+                    runs.insert(run.to_string().as_str(), bytes(known).as_slice())?;
+                }
+                Write::Restore { run, before: None } => {
                     runs.remove(run.to_string().as_str())?;
+                }
+                Write::Renew { incarnation } => {
+                    meta.insert("incarnation", incarnation.as_bytes().as_slice())?;
+                    meta.insert("counter", COUNTER_STEP.to_be_bytes().as_slice())?;
                 }
                 Write::Prune { runs: gone } => {
                     for run in gone {
@@ -279,6 +328,21 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     sally_common::fail::io("agent.journal.commit")?;
     transaction.commit()?;
     sally_common::fail::point("agent.journal.committed");
+    Ok(())
+}
+
+/// Notes the end of an attempt, unless a newer one is known: its mark must not be lost.
+fn note_end(runs: &mut Table<'_, &str, &[u8]>, run: &RunId, known: &Known) -> Result<(), redb::Error> {
+    let key = run.to_string();
+    let newer = match runs.get(key.as_str())? {
+        Some(value) => {
+            serde_json::from_slice::<Known>(value.value()).is_ok_and(|k| k.attempt > known.attempt)
+        }
+        None => false,
+    };
+    if !newer {
+        runs.insert(key.as_str(), bytes(known).as_slice())?;
+    }
     Ok(())
 }
 
@@ -346,96 +410,5 @@ fn read_all(database: &Database, fresh: bool) -> Result<Read, redb::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use sally_common::id::JobId;
-
-    fn open(dir: &tempfile::TempDir) -> (Journal, Recovered) {
-        Journal::open(&dir.path().join("journal.redb")).expect("opens")
-    }
-
-    fn dir() -> tempfile::TempDir {
-        tempfile::tempdir().expect("a temporary folder")
-    }
-
-    #[tokio::test]
-    async fn what_was_answered_is_there_after_a_restart() {
-        let dir = dir();
-        let job = JobId::generate(1);
-        let incarnation = {
-            let (journal, recovered) = open(&dir);
-            assert!(recovered.fresh && recovered.spool.is_empty());
-            journal.started(&job.run(0), 1, 10, Digest::of(b"")).wait().await.expect("written");
-            journal.finished(&job.run(1), 3, 10, b"body".to_vec()).wait().await.expect("written");
-            journal.finished(&job.run(2), 1, 10, b"gone".to_vec()).wait().await.expect("written");
-            journal.receipted(&job.run(2), 1, 10).wait().await.expect("written");
-            recovered.incarnation
-        };
-        let (_journal, recovered) = open(&dir);
-        assert!(!recovered.fresh);
-        assert_eq!(recovered.incarnation, incarnation);
-        let phase = |n: u32| recovered.memory.get(&job.run(n)).map(|k| (k.attempt, k.phase));
-        assert_eq!(phase(0), Some((1, Phase::Started)));
-        assert_eq!(phase(1), Some((3, Phase::Finished)));
-        assert_eq!(recovered.spool, [Spooled { run: job.run(1), attempt: 3, body: b"body".to_vec() }]);
-    }
-
-    #[tokio::test]
-    async fn a_mark_that_was_taken_back_is_gone() {
-        let dir = dir();
-        let job = JobId::generate(1);
-        {
-            let (journal, _) = open(&dir);
-            journal.started(&job.run(0), 1, 10, Digest::of(b"")).wait().await.expect("written");
-            journal.unstarted(&job.run(0)).wait().await.expect("written");
-            journal.started(&job.run(1), 1, 10, Digest::of(b"")).wait().await.expect("written");
-        }
-        let (_journal, recovered) = open(&dir);
-        assert!(recovered.memory.get(&job.run(0)).is_none());
-        assert!(recovered.memory.get(&job.run(1)).is_some());
-    }
-
-    #[tokio::test]
-    async fn the_counter_never_repeats() {
-        let dir = dir();
-        let mut last = 0;
-        for _ in 0..3 {
-            let (mut journal, _) = open(&dir);
-            for _ in 0..COUNTER_STEP + 5 {
-                let (counter, pending) = journal.next_counter();
-                assert!(counter > last);
-                last = counter;
-                if let Some(pending) = pending {
-                    pending.wait().await.expect("written");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn another_file_is_another_incarnation() {
-        assert_ne!(open(&dir()).1.incarnation, open(&dir()).1.incarnation);
-    }
-
-    #[test]
-    fn a_damaged_file_is_an_error_that_says_what_to_do() {
-        let dir = dir();
-        let path = dir.path().join("journal.redb");
-        std::fs::write(&path, b"this is no database at all").expect("written");
-        let error = Journal::open(&path).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error.contains("journal.redb") && error.contains("move it away"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn many_at_once_share_a_commit() {
-        let dir = dir();
-        let (journal, _) = open(&dir);
-        let job = JobId::generate(1);
-        let all: Vec<_> = (0..500).map(|n| journal.started(&job.run(n), 1, 0, Digest::of(b""))).collect();
-        for pending in all {
-            pending.wait().await.expect("written");
-        }
-        drop(journal);
-        assert_eq!(open(&dir).1.memory.len(), 500);
-    }
-}
+#[path = "journal_tests.rs"]
+mod tests;

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use sally_common::id::{Digest, RunId};
 use sally_common::wire::Refusal;
+use sally_common::wire::record::RunState;
+use sally_common::wire::report::ResultMessage;
 use serde::{Deserialize, Serialize};
 
 /// How far an attempt is.
@@ -39,6 +41,42 @@ pub struct Known {
     /// Until when a replay of the order could still be in time, Unix milliseconds. The entry is kept at least
     /// as long, so that the time check and the journal together cover all replays.
     pub expires_ms: i64,
+    /// How it ended, once its result is gone because the controller has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+}
+
+impl Known {
+    /// An attempt of which nothing more is known.
+    pub fn new(attempt: u32, phase: Phase, expires_ms: i64) -> Self {
+        Known { attempt, phase, closed: None, order_digest: None, expires_ms, ended: None }
+    }
+}
+
+/// What is remembered of a result that the controller has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How it ended.
+    pub state: RunState,
+    /// The exit code, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// When, by the agent's wall clock, Unix milliseconds.
+    pub finished_ms: i64,
+    /// The digest of the result's body.
+    pub digest: Digest,
+}
+
+impl Ended {
+    /// Of a result and its exact bytes.
+    pub fn of(message: &ResultMessage, body: &[u8]) -> Self {
+        Ended {
+            state: message.state,
+            exit_code: message.exit_code,
+            finished_ms: message.finished_ms,
+            digest: Digest::of(body),
+        }
+    }
 }
 
 /// Everything known, by run.
@@ -76,7 +114,26 @@ impl Memory {
         }
     }
 
-    /// Forgets an attempt that was accepted and given back.
+    /// The controller has the result of an attempt, if it is the known one.
+    pub fn receipted(&mut self, run: &RunId, attempt: u32, ended: Option<Ended>) {
+        self.advance(run, attempt, Phase::Receipted);
+        if let Some(known) = self.runs.get_mut(run).filter(|k| k.attempt == attempt) {
+            known.ended = ended;
+        }
+    }
+
+    /// An attempt was given back: what was known before it counts again, so that older attempts stay refused.
+    pub fn give_back(&mut self, run: &RunId, attempt: u32, before: Option<Known>) {
+        if self.runs.get(run).is_none_or(|known| known.attempt != attempt) {
+            return;
+        }
+        match before {
+            Some(known) => self.runs.insert(run.clone(), known),
+            None => self.runs.remove(run),
+        };
+    }
+
+    /// Forgets a run.
     pub fn forget(&mut self, run: &RunId) {
         self.runs.remove(run);
     }
@@ -117,7 +174,28 @@ mod tests {
     use sally_common::id::JobId;
 
     fn known(attempt: u32, phase: Phase) -> Known {
-        Known { attempt, phase, closed: None, order_digest: None, expires_ms: 1_000 }
+        Known::new(attempt, phase, 1_000)
+    }
+
+    #[test]
+    fn what_is_given_back_leaves_what_was_known_before() {
+        let run = JobId::generate(0).run(0);
+        let mut memory = Memory::default();
+        memory.note(run.clone(), known(2, Phase::Accepted));
+        memory.give_back(&run, 1, None);
+        assert_eq!(memory.get(&run), Some(known(2, Phase::Accepted)), "another attempt's word");
+        memory.give_back(&run, 2, Some(known(1, Phase::Receipted)));
+        assert_eq!(memory.get(&run), Some(known(1, Phase::Receipted)));
+        memory.note(run.clone(), known(2, Phase::Accepted));
+        memory.give_back(&run, 2, None);
+        assert_eq!(memory.get(&run), None);
+    }
+
+    #[test]
+    fn an_entry_of_an_older_program_reads() {
+        let text = r#"{"attempt":1,"phase":"receipted","expires_ms":5}"#;
+        let known: Known = serde_json::from_str(text).expect("reads");
+        assert_eq!(known, Known::new(1, Phase::Receipted, 5));
     }
 
     #[test]

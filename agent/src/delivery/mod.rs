@@ -3,10 +3,13 @@
 //! - [`journal`]: the agent's durable memory of attempts and of results without a receipt, with
 //!   the incarnation and the counter.
 //! - [`memory`]: the same in memory, so that a decision needs no disk.
-//! - [`admit`]: what to do with a dispatch, a pure decision.
+//! - [`admit`]: what to do with a dispatch, a pure decision; [`turn`]: whether work that waits goes first.
+//! - [`room`]: whether there is room on the disk for another run.
 //!
 //! This room starts no process and knows nothing of sandboxes.
 
 pub mod admit;
 pub mod journal;
 pub mod memory;
+pub mod room;
+pub mod turn;

@@ -4,75 +4,135 @@
 use sally_common::clock::now_ms;
 use sally_common::id::RunId;
 use sally_common::subject::Channel;
-use sally_common::wire::command::Dispatch;
+use sally_common::wire::command::{Dispatch, Lane, RunAttempt};
 use sally_common::wire::report::{News, State};
 use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::mpsc;
 
+use super::intake::CheckedOrder;
 use super::run::files::Note;
 use super::run::{Admitted, Milestone, Word};
-use super::{Agent, blob, heartbeat, intake};
+use super::{Agent, blob, heartbeat};
 use crate::delivery::admit::{Decision, Now, decide};
-use crate::delivery::memory::{Known, Phase};
+use crate::delivery::memory::{Ended, Known, Phase};
 
 impl Agent {
-    pub(super) async fn dispatch(&mut self, mut dispatch: Dispatch, order: intake::CheckedOrder) {
+    /// Judges a dispatch that came by. Its order is missing if it was too large to come along.
+    pub(super) async fn dispatch(&mut self, dispatch: Dispatch, order: Option<CheckedOrder>) {
+        let in_turn = self.turn.allows(dispatch.answers);
+        self.judge(dispatch, order, in_turn).await;
+    }
+
+    /// Judges a dispatch whose order was fetched. Its turn had come before.
+    pub(super) async fn dispatch_again(&mut self, dispatch: Dispatch, order: CheckedOrder) {
+        self.judge(dispatch, Some(order), true).await;
+    }
+
+    async fn judge(&mut self, mut dispatch: Dispatch, order: Option<CheckedOrder>, in_turn: bool) {
+        if let Some(order) = &order {
+            // A controller can shorten what the caller signed, not lengthen it.
+            dispatch.expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
+        }
         let known = self.memory.get(&dispatch.run);
-        let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
-        let now = Now { at_ms: self.shared.now_ms(), free, open: self.open };
-        // A controller can shorten what the caller signed, not lengthen it.
-        dispatch.expires_ms = dispatch.expires_ms.min(order.order.expires_ms);
-        let expires_ms = dispatch.expires_ms;
-        match decide(&dispatch, &self.shared.me, known, now) {
-            Decision::Leave => self.more = true,
-            Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {}", dispatch.run)),
-            Decision::Repeat(phase) => {
-                if phase == Phase::Started {
-                    self.pass(&dispatch.run, Word::Again);
-                }
-                if phase == Phase::Accepted {
-                    self.news(&dispatch.run, dispatch.attempt, News::Accepted).await;
+        let now = Now {
+            at_ms: self.shared.now_ms(),
+            free: u32::try_from(self.free.len()).unwrap_or(u32::MAX),
+            open: self.open,
+            in_turn,
+            draining: self.draining,
+            room: self.no_room().is_none(),
+        };
+        let (run, attempt) = (dispatch.run.clone(), dispatch.attempt);
+        match decide(&dispatch, &self.shared.me(), known, now) {
+            Decision::Take => match order {
+                Some(order) => self.take(dispatch, order, known).await,
+                None => self.fetch_order(dispatch),
+            },
+            Decision::Leave => self.leave(),
+            Decision::Supersede => {
+                let older = known.map_or(0, |known| known.attempt);
+                self.pass(&run, older, Word::Yield("a newer attempt came before it started"));
+                match dispatch.lane {
+                    Lane::Direct => self.defer(&dispatch, Refusal::GivenBack).await,
+                    _ => self.leave(),
                 }
             }
-            Decision::Resend => self.pass(&dispatch.run, Word::Again),
+            Decision::Defer(reason) => self.defer(&dispatch, reason).await,
+            Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {run}")),
+            Decision::Repeat(_, Phase::Started) | Decision::Resend => {
+                self.pass(&run, known.map_or(attempt, |known| known.attempt), Word::Again);
+            }
+            Decision::Repeat(attempt, _) => self.news(&run, attempt, News::Accepted).await,
+            Decision::Ended(known, ended) => self.remind(&dispatch, known, ended).await,
             Decision::Refuse(reason) => {
-                self.count(reason, &format!("a dispatch of run {}", dispatch.run));
-                let message = reason.to_string();
-                self.news(&dispatch.run, dispatch.attempt, News::Refused { reason, message }).await;
-            }
-            Decision::Take => {
-                if let Err(reason) = order.is_for(&self.shared) {
-                    return self.close(&dispatch.run, dispatch.attempt, expires_ms, reason).await;
-                }
-                if self.free.is_empty() {
-                    return;
-                }
-                // The one that is free for longest: its keeper has had the time to prepare the next sandbox.
-                let slot = self.free.remove(0);
-                let note = Note {
-                    run: dispatch.run.clone(),
-                    attempt: dispatch.attempt,
-                    expires_ms,
-                    order_digest: dispatch.order_digest,
-                    require_result: order.order.task.require_result,
-                    slot: None,
-                    boot: heartbeat::boot_id(),
+                self.count(reason, &format!("a dispatch of run {run}"));
+                let message = match dispatch.lane {
+                    Lane::Other => format!(
+                        "agent {} does not know the lane that this dispatch travels on",
+                        env!("CARGO_PKG_VERSION")
+                    ),
+                    _ => reason.to_string(),
                 };
-                let (attempt, phase) = (dispatch.attempt, Phase::Accepted);
-                let known = Known { attempt, phase, closed: None, order_digest: None, expires_ms };
-                self.memory.note(dispatch.run.clone(), known);
-                let (run, words) = self.task(note);
-                self.runs.insert(dispatch.run.clone(), (dispatch.attempt, words));
-                let admitted = Admitted {
-                    run: dispatch.run,
-                    attempt: dispatch.attempt,
-                    expires_ms,
-                    order: order.order,
-                    order_digest: dispatch.order_digest,
-                };
-                self.tasks.spawn(run.execute(admitted, slot));
+                self.news(&run, attempt, News::Refused { reason, message }).await;
             }
         }
+    }
+
+    /// Leaves a dispatch behind: the controller is asked for it later.
+    fn leave(&mut self) {
+        self.more = true;
+        self.turn.leave();
+    }
+
+    /// Says that a dispatch is not taken now. In the queue it waits, and is asked for again.
+    async fn defer(&mut self, dispatch: &Dispatch, reason: Refusal) {
+        let message = match reason {
+            Refusal::NoRoom if self.free.is_empty() => format!("all {} slots are in use", self.slots),
+            Refusal::NoRoom => self.no_room().map_or_else(|| reason.to_string(), |why| why.to_string()),
+            Refusal::GivenBack if !self.open => "no controller has welcomed this agent yet".to_owned(),
+            Refusal::GivenBack => "an older attempt has not ended yet".to_owned(),
+            other => other.to_string(),
+        };
+        if dispatch.lane == Lane::Queue {
+            self.leave();
+        }
+        self.news(&dispatch.run, dispatch.attempt, News::Deferred { reason, message: Some(message) }).await;
+    }
+
+    /// Says again how a run ended whose result the controller had: a ledger that was lost or restored asks for it.
+    async fn remind(&mut self, dispatch: &Dispatch, attempt: u32, ended: Ended) {
+        let stale = dispatch.attempt < attempt;
+        let reason = if stale { Refusal::StaleAttempt } else { Refusal::Replayed };
+        self.count(reason, &format!("a dispatch of run {}", dispatch.run));
+        let Ended { state, exit_code, finished_ms, digest } = ended;
+        let news = News::Ended { attempt, state, exit_code, finished_ms, digest };
+        self.news(&dispatch.run, dispatch.attempt, news).await;
+    }
+
+    async fn take(&mut self, dispatch: Dispatch, order: CheckedOrder, known: Option<Known>) {
+        let (run, attempt, expires_ms) = (dispatch.run, dispatch.attempt, dispatch.expires_ms);
+        if let Err(reason) = order.is_for(&self.shared) {
+            return self.close(&run, attempt, expires_ms, reason).await;
+        }
+        if self.free.is_empty() {
+            return;
+        }
+        self.took = true;
+        // The one that is free for longest: its keeper has had the time to prepare the next sandbox.
+        let slot = self.free.remove(0);
+        let order_digest = dispatch.order_digest;
+        let note = Note {
+            require_result: order.order.task.require_result,
+            boot: heartbeat::boot_id(),
+            before: known,
+            ..Note::of(run.clone(), attempt, expires_ms, order_digest)
+        };
+        self.memory.note(run.clone(), Known::new(attempt, Phase::Accepted, expires_ms));
+        let (task, words) = self.task(note);
+        self.runs.insert(RunAttempt { run: run.clone(), attempt }, words);
+        let signatures = dispatch.order_signatures;
+        let admitted = Admitted { run, attempt, expires_ms, order: order.order, order_digest, signatures };
+        self.tasks.spawn(task.execute(admitted, slot));
     }
 
     /// Refuses an attempt for good: remembered, told, and never to be run.
@@ -80,8 +140,7 @@ impl Agent {
         if reason != Refusal::Cancelled {
             self.count(reason, &format!("run {run}"));
         }
-        let known =
-            Known { attempt, phase: Phase::Closed, closed: Some(reason), order_digest: None, expires_ms };
+        let known = Known { closed: Some(reason), ..Known::new(attempt, Phase::Closed, expires_ms) };
         self.memory.note(run.clone(), known);
         sally_common::fail::point("agent.close.before-journal");
         let written = self.shared.journal().closed(run, attempt, expires_ms, reason);
@@ -92,35 +151,26 @@ impl Agent {
     }
 
     /// An order too large for its dispatch is fetched first, and the dispatch judged again with it.
-    pub(super) async fn fetch_order(&mut self, dispatch: Dispatch) {
-        let known = self.memory.get(&dispatch.run);
-        if !self.open || self.free.is_empty() || known.is_some_and(|k| k.attempt >= dispatch.attempt) {
-            self.more = known.is_none();
-            return;
-        }
+    fn fetch_order(&mut self, dispatch: Dispatch) {
         let (sender, pieces) = mpsc::channel(blob::PIECES_IN_FLIGHT);
         let waiting = self.blobs.entry(dispatch.order_digest).or_default();
         waiting.retain(|w| !w.is_closed());
         if !waiting.is_empty() {
-            return;
+            // Said again while it is fetched, or another run of the same order: that one is asked for later.
+            return self.leave();
         }
         waiting.push(sender);
+        self.took = true;
         let (shared, milestones) = (self.shared.clone(), self.milestones.clone());
-        let note = Note {
-            run: dispatch.run.clone(),
-            attempt: dispatch.attempt,
-            expires_ms: dispatch.expires_ms,
-            order_digest: dispatch.order_digest,
-            require_result: false,
-            slot: None,
-            boot: String::new(),
-        };
+        let (digest, size) = (dispatch.order_digest, dispatch.order_bytes);
+        let note = Note::of(dispatch.run.clone(), dispatch.attempt, dispatch.expires_ms, digest);
         self.tasks.spawn(async move {
-            let (digest, size) = (dispatch.order_digest, dispatch.order_bytes);
-            let fetched = blob::fetch(&shared, &note, digest, size, pieces).await;
-            let milestone = match fetched {
+            let milestone = match blob::fetch(&shared, &note, digest, size, pieces).await {
                 Ok(bytes) => Milestone::Order(Box::new(dispatch), bytes),
-                Err(_) => Milestone::GivenBack(note.run, note.attempt),
+                Err(problem) => {
+                    tracing::warn!(run = %note.run, ?problem, "could not fetch an order");
+                    Milestone::NoOrder
+                }
             };
             let _ = milestones.send(milestone).await;
         });

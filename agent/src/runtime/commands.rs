@@ -1,23 +1,38 @@
 //! What the controller says, and what is done about it.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use sally_common::clock::now_ms;
-use sally_common::id::{Digest, RunId};
+use sally_common::id::{Digest, Nonce, RunId};
 use sally_common::wire::Refusal;
-use sally_common::wire::command::{Answer, Cancel};
+use sally_common::wire::command::{Answer, Cancel, RunAttempt};
 use sally_common::wire::report::News;
+use tokio::time::Instant;
 
 use super::intake::{self, Command};
 use super::run::Word;
+use super::speak::{ASK_AGAIN, ASK_PAUSE};
 use super::{Agent, blob};
+use crate::delivery::memory::Phase;
+use crate::delivery::turn::Turn;
 
 /// How long a cancellation of a run that was never started is remembered.
 const CANCEL_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 
+/// Between two new incarnations at least: one is enough, unless the state is copied again.
+const RENEW_PAUSE: Duration = Duration::from_secs(10);
+
+/// Probes that are answered in one second.
+const PROBES_PER_SECOND: u32 = 10;
+
 impl Agent {
     pub(super) async fn receive(&mut self, message: async_nats::Message) {
         match intake::read(&self.shared, &message) {
-            Ok(command) => self.obey(command).await,
+            Ok(command) => {
+                self.last_contact_ms = Some(now_ms());
+                self.obey(command).await;
+            }
             Err(refusal) => self.count(refusal, "a message on the live subject"),
         }
     }
@@ -34,7 +49,7 @@ impl Agent {
         match command {
             Command::Dispatch { dispatch, order } => {
                 sally_common::fail::point("agent.dispatch.received");
-                self.dispatch(*dispatch, order).await;
+                self.dispatch(*dispatch, Some(order)).await;
             }
             // The controller meant it and the order is not what it should be: it never will be.
             Command::BadOrder(dispatch, reason) => {
@@ -42,28 +57,28 @@ impl Agent {
                 let news = News::Refused { reason, message: reason.to_string() };
                 self.news(&dispatch.run, dispatch.attempt, news).await;
             }
-            Command::OrderMissing(dispatch) => self.fetch_order(*dispatch).await,
+            Command::OrderMissing(dispatch) => self.dispatch(*dispatch, None).await,
             Command::Cancel(cancel) => self.cancel(*cancel).await,
             Command::Stored { run, attempt, stream, bytes } => {
-                if self.is_under_way(&run, attempt) {
-                    self.pass(&run, Word::Stored { stream, bytes });
-                }
+                self.pass(&run, attempt, Word::Stored { stream, bytes });
             }
             Command::Receipt { run, attempt, digest } => {
-                if self.is_under_way(&run, attempt) {
-                    self.pass(&run, Word::Receipt { digest });
-                }
+                self.pass(&run, attempt, Word::Receipt { digest });
             }
-            Command::Answer(answer) => self.answered(*answer),
+            Command::Answer(answer) => self.answered(*answer).await,
+            Command::Probe(nonce) => self.probed(nonce).await,
             Command::Chunk { digest, piece } => self.piece(digest, piece),
         }
     }
 
     async fn cancel(&mut self, cancel: Cancel) {
-        let word = Word::Cancel { hard: cancel.hard };
         let known = self.memory.get(&cancel.run);
-        match self.runs.get(&cancel.run) {
-            Some((attempt, _)) if *attempt <= cancel.attempt => self.pass(&cancel.run, word),
+        match known {
+            Some(known)
+                if known.attempt <= cancel.attempt && self.is_under_way(&cancel.run, known.attempt) =>
+            {
+                self.pass(&cancel.run, known.attempt, Word::Cancel { hard: cancel.hard });
+            }
             _ if known.is_some_and(|k| k.attempt >= cancel.attempt) => {}
             // Never seen, or left behind: it will not start, and the controller is told so.
             _ => {
@@ -73,21 +88,85 @@ impl Agent {
         }
     }
 
-    fn answered(&mut self, answer: Answer) {
+    async fn answered(&mut self, answer: Answer) {
         self.shared.heard(answer.now_ms);
-        if self.asked.is_none_or(|(nonce, _)| nonce != answer.nonce) {
-            return;
+        let Some(at) = self.questions.iter().position(|asked| asked.nonce == answer.nonce) else { return };
+        let Some(asked) = self.questions.remove(at) else { return };
+        let is_latest = self.asked.is_some_and(|latest| latest.nonce == asked.nonce);
+        if is_latest {
+            self.asked = None;
         }
-        self.asked = None;
-        self.more = answer.waiting > 0;
-        if answer.welcome && !self.open {
+        if !answer.welcome {
+            return self.unwelcome(answer).await;
+        }
+        if is_latest {
+            self.more = self.turn.answer(answer.waiting, asked.credit);
+        }
+        if !self.open {
             self.open = true;
             self.more = true;
             // The first heartbeat may have been said before anyone listened.
             self.tell_soon = true;
+        } else if asked.credit > 0 && answer.waiting > 0 && !self.took {
+            // What waits was not given, or was lost on the way.
+            self.ask_after = Instant::now() + ASK_PAUSE;
         }
-        if !answer.welcome {
-            self.last_error = answer.message;
+    }
+
+    /// Nothing may start. The controller says why, and whether another incarnation is wanted.
+    async fn unwelcome(&mut self, answer: Answer) {
+        self.open = false;
+        self.ask_after = Instant::now() + ASK_AGAIN;
+        // A welcome that was said before this is none any more.
+        self.questions.clear();
+        self.asked = None;
+        let message = answer.message.unwrap_or_else(|| "no reason was given".to_owned());
+        tracing::error!("the controller does not let this agent start work: {message}");
+        self.last_error = Some(message);
+        self.tell_soon = true;
+        if answer.renew && self.renewed.is_none_or(|at| at.elapsed() > RENEW_PAUSE) {
+            self.renew().await;
+        }
+    }
+
+    /// Takes a new incarnation in the place of one that somebody else has, or that is an old copy. What runs goes
+    /// on and is reported; what has not started was bound to the old incarnation and does not start.
+    async fn renew(&mut self) {
+        self.renewed = Some(Instant::now());
+        self.yield_accepted("the agent takes a new incarnation");
+        let old = self.shared.me().incarnation;
+        match self.shared.renew().await {
+            Ok(()) => {
+                let new = self.shared.me().incarnation;
+                tracing::error!(%old, %new, "the journal was an old copy or a clone: this agent took a new incarnation");
+                self.turn = Turn::new();
+                self.questions.clear();
+                self.asked = None;
+                self.ask_after = Instant::now();
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot take a new incarnation");
+                self.shared.count_loss("journal-write");
+            }
+        }
+    }
+
+    /// Has all runs given back that have not started.
+    pub(super) fn yield_accepted(&self, why: &'static str) {
+        let accepted = self.memory.held().filter(|(_, known)| known.phase == Phase::Accepted);
+        for (run, known) in accepted {
+            self.pass(run, known.attempt, Word::Yield(why));
+        }
+    }
+
+    /// Answers a controller that looks who is there.
+    async fn probed(&mut self, nonce: Nonce) {
+        if self.probes.1.elapsed() > Duration::from_secs(1) {
+            self.probes = (0, Instant::now());
+        }
+        if self.probes.0 < PROBES_PER_SECOND {
+            self.probes.0 += 1;
+            self.heartbeat(Some(nonce), None).await;
         }
     }
 
@@ -107,12 +186,13 @@ impl Agent {
     }
 
     pub(super) fn is_under_way(&self, run: &RunId, attempt: u32) -> bool {
-        self.runs.get(run).is_some_and(|(a, _)| *a == attempt)
+        self.runs.contains_key(&RunAttempt { run: run.clone(), attempt })
     }
 
-    /// Passes a word to a run's task. A full queue drops it: whatever it was is said again.
-    pub(super) fn pass(&self, run: &RunId, word: Word) {
-        if let Some((_, words)) = self.runs.get(run)
+    /// Passes a word to the task of an attempt, if there is one. A full queue drops it: whatever it was is said
+    /// again.
+    pub(super) fn pass(&self, run: &RunId, attempt: u32, word: Word) {
+        if let Some(words) = self.runs.get(&RunAttempt { run: run.clone(), attempt })
             && words.try_send(word).is_err()
         {
             tracing::debug!(%run, "dropped a word to a busy run");

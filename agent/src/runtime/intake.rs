@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use sally_common::clock::now_ms;
-use sally_common::id::{Digest, RunId};
+use sally_common::id::{Digest, Nonce, RunId};
 use sally_common::limit::{LIVE_MESSAGE_MAX, ORDER_MAX};
-use sally_common::wire::command::{Answer, Cancel, Chunk, Dispatch, Receipt, Stored, To};
+use sally_common::wire::command::{Answer, Cancel, Chunk, Dispatch, Probe, Receipt, Stored, To};
 use sally_common::wire::order::Order;
 use sally_common::wire::{self, Kind, Refusal};
 
@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// The answer to a question.
     Answer(Box<Answer>),
+    /// Are you there?
+    Probe(Nonce),
     /// A piece of a blob.
     Chunk {
         /// The blob.
@@ -69,8 +71,8 @@ pub struct CheckedOrder {
 impl CheckedOrder {
     /// Whether this agent is among the order's targets. A selector is satisfied by the agent's own labels only.
     pub fn is_for(&self, shared: &Shared) -> Result<(), Refusal> {
-        let (me, labels) = (&shared.me, &shared.config.labels);
-        if self.order.targets.matches(&me.zone, &me.agent, labels) {
+        let config = &shared.config;
+        if self.order.targets.matches(&config.zone, &config.name, &config.labels) {
             Ok(())
         } else {
             Err(Refusal::NotATarget)
@@ -120,6 +122,11 @@ pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, R
             mine(shared, &answer.to)?;
             Ok(Command::Answer(Box::new(answer)))
         }
+        Kind::Probe => {
+            let probe: Probe = wire::read(body)?;
+            mine(shared, &probe.to)?;
+            Ok(Command::Probe(probe.nonce))
+        }
         Kind::Chunk => {
             let (head, bytes) = wire::split_head::<Chunk>(body)?;
             mine(shared, &head.to)?;
@@ -133,8 +140,8 @@ pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, R
 /// Whether a command is for this agent. The incarnation matters for dispatches alone, which are refused later
 /// in words that the controller gets; a cancel, receipt or answer for an older one does no harm.
 fn mine(shared: &Shared, to: &To) -> Result<(), Refusal> {
-    let me = &shared.me;
-    if to.zone != me.zone || to.agent != me.agent || to.agent_key != me.agent_key {
+    let me = &shared.config;
+    if to.zone != me.zone || to.agent != me.name || to.agent_key != *me.key.public() {
         return Err(Refusal::Misdirected);
     }
     Ok(())

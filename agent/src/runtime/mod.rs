@@ -7,6 +7,7 @@
 //! - [`intake`]: messages from the controller, checked; [`commands`] what is done about them, [`admission`] a dispatch
 //!   that becomes a run.
 //! - [`recovery`]: after a restart; [`speak`]: questions and heartbeats, [`heartbeat`] facts of the host in them.
+//! - [`upkeep`]: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
 //! - [`launching`]: the launcher that this agent uses, or starts.
 #![forbid(unsafe_code)]
 
@@ -22,18 +23,21 @@ mod recovery;
 pub mod run;
 pub mod shared;
 mod speak;
+pub mod status;
+mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use sally_common::id::{Digest, Nonce, RunId};
+use sally_common::id::{Digest, Nonce};
 use sally_common::nats::connect::{ConnectSettings, ConnectionEvent, connect};
+use sally_common::secret::CurveKey;
 use sally_common::subject::Channel;
 use sally_common::wire::Refusal;
-use sally_common::wire::command::To;
+use sally_common::wire::command::{RunAttempt, To};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -41,10 +45,13 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::delivery::journal::Journal;
 use crate::delivery::memory::{Memory, Phase};
+use crate::delivery::room::Measured;
+use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
 use intake::Command;
 use run::{Milestone, Word};
 use shared::Shared;
+use status::Status;
 
 /// Milestones that may wait for the loop.
 const MILESTONES: usize = 1024;
@@ -67,8 +74,19 @@ pub enum AgentError {
     Connect(#[from] sally_common::nats::connect::ConnectError),
     #[error("cannot read {subject}: {error}")]
     Subscribe { subject: String, error: String },
+    #[error("the key that opens secrets, {path}: {problem}")]
+    CurveKey { path: String, problem: String },
     #[error("another agent uses {0}; stop it first, or give this one another state_dir")]
     AlreadyRunning(String),
+}
+
+/// A question that is not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    nonce: Nonce,
+    at: Instant,
+    /// How much was asked for.
+    credit: u32,
 }
 
 struct Agent {
@@ -77,15 +95,45 @@ struct Agent {
     /// Free slots.
     free: Vec<u16>,
     /// Runs with a task, and the way to it.
-    runs: HashMap<RunId, (u32, mpsc::Sender<Word>)>,
+    runs: HashMap<RunAttempt, mpsc::Sender<Word>>,
     blobs: HashMap<Digest, Vec<mpsc::Sender<blob::Piece>>>,
     tasks: JoinSet<()>,
     milestones: mpsc::Sender<Milestone>,
     connected: watch::Sender<u64>,
     /// Whether the controller has answered since this process began.
     open: bool,
+    /// Slots in all.
+    slots: u16,
     /// The question under way.
-    asked: Option<(Nonce, Instant)>,
+    asked: Option<Asked>,
+    /// The last questions without an answer: on a slow link one is asked again before its answer is there.
+    questions: VecDeque<Asked>,
+    /// No question before this.
+    ask_after: Instant,
+    /// Whether a question is due in any case, for what it says is held here.
+    reconcile: bool,
+    /// Whether a dispatch was taken since the last question.
+    took: bool,
+    turn: Turn,
+    /// Whether nothing new is taken, because somebody asked for it.
+    draining: bool,
+    /// Room on the disk, when it was measured last.
+    measured: Measured,
+    /// Adding up what the state folder holds, in a thread of its own.
+    adding_up: Option<tokio::task::JoinHandle<u64>>,
+    added_up: Instant,
+    /// When a controller was last heard, Unix milliseconds.
+    last_contact_ms: Option<i64>,
+    /// Why free slots take nothing, if so.
+    deferring: Option<String>,
+    /// What the status file says.
+    told: Option<Status>,
+    /// When the last new incarnation was taken.
+    renewed: Option<Instant>,
+    /// Probes answered, and since when they are counted.
+    probes: (u32, Instant),
+    /// Results without a receipt: their bytes, and since when they wait, Unix milliseconds.
+    owed: HashMap<RunAttempt, (u64, i64)>,
     /// Whether there is, or may be, work that was left behind.
     more: bool,
     refused: BTreeMap<Refusal, u64>,
@@ -99,7 +147,8 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     let state_failed = |error| AgentError::State { path: config.state_dir.display().to_string(), error };
     std::fs::create_dir_all(config.state_dir.join("runs")).map_err(state_failed)?;
     let _lock = lock(&config.state_dir)?;
-    let (journal, recovered) = Journal::open(&config.state_dir.join("journal.redb"))?;
+    let (journal, recovered) = Journal::open(&config.state_dir.join(shared::JOURNAL))?;
+    let curve = curve_key(&config.curve_key)?;
     let (launcher, own_launcher) = launching::reach(&config).await?;
 
     let (connection_sender, mut connection) = mpsc::channel(64);
@@ -128,7 +177,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     let (milestone_sender, mut milestones) = mpsc::channel(MILESTONES);
     let heartbeat_s = config.heartbeat_s;
     let slots = config.slots.min(launcher.info().slots);
-    let shared = Arc::new(Shared::new(config, me, client.clone(), launcher, journal));
+    let shared = Arc::new(Shared::new(config, me, curve, client.clone(), launcher, journal));
     let mut agent = Agent {
         shared: shared.clone(),
         memory: Memory::default(),
@@ -139,13 +188,30 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         milestones: milestone_sender,
         connected: watch::channel(0).0,
         open: false,
+        slots,
         asked: None,
+        questions: VecDeque::new(),
+        ask_after: Instant::now(),
+        reconcile: true,
+        took: false,
+        turn: Turn::new(),
+        draining: status::is_draining(&shared.config.state_dir),
+        measured: Measured::default(),
+        adding_up: None,
+        added_up: Instant::now(),
+        last_contact_ms: None,
+        deferring: None,
+        told: None,
+        renewed: None,
+        probes: (0, Instant::now()),
+        owed: HashMap::new(),
         more: true,
         refused: BTreeMap::new(),
         last_error: None,
         tell_soon: false,
     };
     agent.recover(recovered).await;
+    agent.measure();
 
     let mut beat = tokio::time::interval(Duration::from_secs(u64::from(heartbeat_s)));
     let mut tick = tokio::time::interval(TICK);
@@ -159,18 +225,18 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
             Some(milestone) = milestones.recv() => agent.reached(milestone).await,
             Some(event) = connection.recv() => agent.connection(event).await,
             _ = beat.tick() => {
-                agent.heartbeat(slots, None).await;
+                agent.heartbeat(None, None).await;
                 if !agent.free.is_empty() {
                     agent.more = true;
                 }
             }
-            _ = tick.tick() => agent.tick(slots).await,
+            _ = tick.tick() => agent.tick().await,
             Some(_) = agent.tasks.join_next(), if !agent.tasks.is_empty() => {}
             _ = stop.changed() => break,
         }
         agent.ask_if_useful().await;
     }
-    agent.heartbeat(slots, Some("stop")).await;
+    agent.stop(&mut milestones).await;
     // The runs go on under their keepers; their tasks here end, and the next agent process adopts.
     agent.tasks.shutdown().await;
     drop(agent);
@@ -183,9 +249,34 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     Ok(())
 }
 
+/// Reads the key that opens secrets, or makes it at the first start.
+fn curve_key(path: &Path) -> Result<CurveKey, AgentError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let failed = |problem: String| AgentError::CurveKey { path: path.display().to_string(), problem };
+    match std::fs::read_to_string(path) {
+        Ok(seed) => return CurveKey::from_seed(&seed).map_err(|e| failed(e.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error.to_string())),
+    }
+    let key = CurveKey::generate();
+    let seed = key.seed().map_err(|e| failed(e.to_string()))?;
+    // Under another name until it is whole: half a key would be no key for ever.
+    let next = path.with_extension("next");
+    let write = || {
+        let mut file =
+            std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
+        writeln!(file, "{seed}")?;
+        file.sync_all()?;
+        std::fs::rename(&next, path)
+    };
+    write().map_err(|e: std::io::Error| failed(e.to_string()))?;
+    Ok(key)
+}
+
 /// Two agents on one state folder would be two agents with one name.
 fn lock(dir: &Path) -> Result<nix::fcntl::Flock<std::fs::File>, AgentError> {
-    let path = dir.join("agent.lock");
+    let path = dir.join(status::LOCK);
     let failed = |error| AgentError::State { path: path.display().to_string(), error };
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
@@ -208,26 +299,34 @@ impl Agent {
                 }
             }
             Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),
-            Milestone::Finished(run, attempt) => self.memory.advance(&run, attempt, Phase::Finished),
+            Milestone::Finished { run, attempt, bytes, since_ms } => {
+                self.memory.advance(&run, attempt, Phase::Finished);
+                self.owed.insert(RunAttempt { run, attempt }, (bytes, since_ms));
+            }
             Milestone::Closed(run, attempt, reason) => {
                 self.count(reason, &format!("run {run}"));
                 self.memory.close(&run, attempt, reason);
-                self.runs.remove(&run);
+                self.runs.remove(&RunAttempt { run, attempt });
             }
-            Milestone::GivenBack(run, _) => {
-                self.memory.forget(&run);
-                self.runs.remove(&run);
+            Milestone::GivenBack(run, attempt, before) => {
+                self.memory.give_back(&run, attempt, before);
+                self.runs.remove(&RunAttempt { run, attempt });
                 self.more = true;
+                self.turn.leave();
             }
-            Milestone::Receipted(run, attempt) => {
-                self.memory.advance(&run, attempt, Phase::Receipted);
-                if self.is_under_way(&run, attempt) {
-                    self.runs.remove(&run);
-                }
+            Milestone::NoOrder => {
+                self.more = true;
+                self.turn.leave();
+            }
+            Milestone::Receipted(run, attempt, ended) => {
+                self.memory.receipted(&run, attempt, ended);
+                let key = RunAttempt { run, attempt };
+                self.owed.remove(&key);
+                self.runs.remove(&key);
             }
             Milestone::WantBlob(digest, sender) => self.blobs.entry(digest).or_default().push(sender),
             Milestone::Order(dispatch, bytes) => match intake::check_order(&self.shared, &dispatch, &bytes) {
-                Ok(order) => self.dispatch(*dispatch, order).await,
+                Ok(order) => self.dispatch_again(*dispatch, order).await,
                 Err(reason) => Box::pin(self.obey(Command::BadOrder(dispatch, reason))).await,
             },
         }
@@ -240,7 +339,9 @@ impl Agent {
                 // Whatever was on the way may be lost: say again what is owed, ask again for work.
                 self.connected.send_modify(|n| *n += 1);
                 self.asked = None;
+                self.reconcile = true;
                 self.more = true;
+                self.turn.doubt();
                 self.tell_soon = true;
             }
             other => {

@@ -194,25 +194,25 @@ impl Said {
             json: result.json.and_then(|j| RawValue::from_string(mask(j.as_str())).ok()),
             error: result.error.map(|e| ResultError { offset: e.offset, message: mask(&e.message) }),
             failure: result.failure.map(|f| Failure {
-                code: f.code,
+                code: mask(&f.code),
                 text: mask(&f.text),
                 retryable: f.retryable,
             }),
             changed: result.changed,
-            progress: result.progress.as_ref().map(progress),
+            progress: result.progress.as_ref().map(|said| progress(said, &mask)),
             artifacts: result
                 .artifacts
                 .into_iter()
-                .map(|a| Artifact { name: a.name, path: a.path })
+                .map(|a| Artifact { name: mask(&a.name), path: mask(&a.path) })
                 .collect(),
         }
     }
 }
 
-/// A script's progress in the wire's form.
-pub fn progress(said: &script::Progress) -> Progress {
+/// A script's progress in the wire's form; `mask` takes secrets out of text.
+pub fn progress(said: &script::Progress, mask: impl Fn(&str) -> String) -> Progress {
     let number = |n: &Option<serde_json::Number>| n.as_ref().and_then(|n| n.as_f64());
-    Progress { done: number(&said.done), total: number(&said.total), text: said.text.clone() }
+    Progress { done: number(&said.done), total: number(&said.total), text: said.text.as_deref().map(mask) }
 }
 
 /// What isolated the attempt, in the wire's form.

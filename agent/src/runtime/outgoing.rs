@@ -32,6 +32,8 @@ pub struct Outgoing {
     stored: u64,
     /// Whether `ready` is all there will ever be.
     complete: bool,
+    /// Bytes that had to be masked and could not be written anywhere: a full disk. None of what follows leaves.
+    lost: Option<u64>,
 }
 
 /// A piece to send.
@@ -57,20 +59,44 @@ impl Outgoing {
             sent: 0,
             stored: 0,
             complete: false,
+            lost: None,
         }
+    }
+
+    /// Lets nothing more leave: what would have to be masked is not known, or cannot be written.
+    pub fn withhold(&mut self) {
+        self.lost.get_or_insert(0);
+    }
+
+    /// Bytes that were withheld.
+    pub fn withheld(&self) -> u64 {
+        self.lost.unwrap_or(0)
     }
 
     /// Takes a secret out of everything from here on. A secret that cannot be masked is ignored: it is too
     /// short to be told from ordinary text, and the script was told so by the contract.
+    ///
+    /// # Errors
+    /// The masked copy cannot be written. Then nothing more leaves, and what does not is counted as dropped.
     pub fn mask(&mut self, value: &str) -> io::Result<()> {
-        if self.masker.add(value).is_ok() && self.masked.is_none() {
-            let path = self.masked_path();
-            let mut copy =
-                OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
-            io::copy(&mut io::Read::take(File::open(&self.raw)?, self.raw_at), &mut copy)?;
-            self.masked = Some(copy);
+        if self.masker.add(value).is_err() || self.masked.is_some() || self.lost.is_some() {
+            return Ok(());
+        }
+        match self.copy_so_far() {
+            Ok(copy) => self.masked = Some(copy),
+            Err(error) => {
+                self.withhold();
+                return Err(error);
+            }
         }
         Ok(())
+    }
+
+    fn copy_so_far(&self) -> io::Result<File> {
+        let path = self.masked_path();
+        let mut copy = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
+        io::copy(&mut io::Read::take(File::open(&self.raw)?, self.raw_at), &mut copy)?;
+        Ok(copy)
     }
 
     fn masked_path(&self) -> PathBuf {
@@ -98,16 +124,35 @@ impl Outgoing {
 
     /// Takes in the rest, once the keeper has ended.
     pub fn take_all(&mut self) -> io::Result<()> {
-        while self.take_in()? {}
+        let mut outcome = Ok(());
+        loop {
+            match self.take_in() {
+                Ok(true) => {}
+                Ok(false) => break,
+                // The copy failed: from here on bytes are only counted.
+                Err(error) if self.lost.is_some() && outcome.is_ok() => outcome = Err(error),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
         let rest = self.masker.finish();
-        self.add(&rest)?;
+        let added = self.add(&rest);
         self.complete = true;
-        Ok(())
+        outcome.and(added)
     }
 
     fn add(&mut self, clear: &[u8]) -> io::Result<()> {
-        if let Some(copy) = &mut self.masked {
-            copy.write_all(clear)?;
+        if let Some(lost) = &mut self.lost {
+            *lost += clear.len() as u64;
+            return Ok(());
+        }
+        if let Some(copy) = &mut self.masked
+            && let Err(error) = copy.write_all(clear)
+        {
+            self.lost = Some(clear.len() as u64);
+            return Err(error);
         }
         self.hasher.update(clear);
         self.ready += clear.len() as u64;
@@ -165,7 +210,7 @@ impl Outgoing {
     /// The end of a stream that went ahead as pieces.
     pub fn end(&self, dropped: u64) -> StreamEnd {
         let digest = Digest::from_bytes(self.hasher.clone().finalize().into());
-        StreamEnd { bytes: self.ready, digest, dropped, inline: None }
+        StreamEnd { bytes: self.ready, digest, dropped: dropped + self.withheld(), inline: None }
     }
 
     /// The file that holds what was announced.
@@ -254,6 +299,22 @@ mod tests {
         stream.stored(0);
         stream.rewind();
         assert_eq!(drain(&mut stream), b"hello world");
+    }
+
+    #[test]
+    fn what_cannot_be_masked_does_not_leave() {
+        let (dir, mut stream) = stream(b"before ");
+        stream.take_in().expect("read");
+        // In the place of the copy stands a folder: it cannot be written.
+        std::fs::create_dir(dir.path().join("stdout.masked")).expect("made");
+        assert!(stream.mask("hunter2").is_err());
+        let mut file = OpenOptions::new().append(true).open(dir.path().join("stdout")).expect("opened");
+        file.write_all(b"pass=hunter2").expect("written");
+        stream.take_all().expect("read");
+        assert_eq!(drain(&mut stream), b"before ");
+        let end = stream.end(1);
+        assert_eq!((end.bytes, end.dropped), (7, 1 + "pass=***".len() as u64));
+        assert_eq!(end.digest, Digest::of(b"before "));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sally_common::clock::now_ms;
 use sally_common::id::{Digest, RunId};
+use sally_common::wire::command::RunAttempt;
 use tokio::sync::mpsc;
 
 use super::run::files::{self, Note};
@@ -28,7 +29,7 @@ impl Agent {
             let note = self.note(&spooled.run, spooled.attempt, known);
             taken.insert((spooled.run.clone(), spooled.attempt));
             let (run, words) = self.task(note);
-            self.runs.insert(spooled.run, (spooled.attempt, words));
+            self.runs.insert(RunAttempt { run: spooled.run, attempt: spooled.attempt }, words);
             self.tasks.spawn(run.resume_owing(spooled.body));
         }
         self.recover_folders(&mut taken);
@@ -41,7 +42,7 @@ impl Agent {
         for (run, known) in lost {
             let note = self.note(&run, known.attempt, Some(known));
             let (task, words) = self.task(note);
-            self.runs.insert(run, (known.attempt, words));
+            self.runs.insert(RunAttempt { run, attempt: known.attempt }, words);
             self.tasks.spawn(task.interrupted());
         }
     }
@@ -76,7 +77,7 @@ impl Agent {
     fn return_unstarted(&mut self, note: Note) {
         let (key, attempt) = (note.run.clone(), note.attempt);
         let (run, words) = self.task(note);
-        self.runs.insert(key, (attempt, words));
+        self.runs.insert(RunAttempt { run: key, attempt }, words);
         self.tasks.spawn(run.never_released());
     }
 
@@ -90,7 +91,7 @@ impl Agent {
         let slot = note.slot.filter(|slot| !ended && self.free.contains(slot)).unwrap_or(NO_SLOT);
         self.free.retain(|free| *free != slot);
         let (run, words) = self.task(note);
-        self.runs.insert(key, (attempt, words));
+        self.runs.insert(RunAttempt { run: key, attempt }, words);
         match folder {
             Some(folder) => self.tasks.spawn(run.adopt(folder, slot)),
             None => self.tasks.spawn(run.interrupted()),
@@ -100,8 +101,7 @@ impl Agent {
     fn note(&self, run: &RunId, attempt: u32, known: Option<Known>) -> Note {
         let expires_ms = known.map_or_else(now_ms, |k| k.expires_ms);
         let order_digest = known.and_then(|k| k.order_digest).unwrap_or_else(|| Digest::of(b""));
-        let (slot, boot) = (None, String::new());
-        Note { run: run.clone(), attempt, expires_ms, order_digest, require_result: false, slot, boot }
+        Note::of(run.clone(), attempt, expires_ms, order_digest)
     }
 
     pub(super) fn task(&self, note: Note) -> (Run, mpsc::Sender<Word>) {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sally_common::clock::now_ms;
+use sally_common::id::Nonce;
+use sally_common::secret::CurveKey;
 use sally_common::subject::Channel;
 use sally_common::wire::command::To;
 use sally_common::wire::report::From;
@@ -14,15 +16,19 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::delivery::journal::Journal;
+use crate::delivery::journal::{Journal, JournalError};
 use crate::sandbox::{Launcher, RunFolder};
 
 /// See the module.
 pub struct Shared {
     /// The configuration.
     pub config: Config,
-    /// This agent as controllers address it.
-    pub me: To,
+    /// This agent as controllers address it, in the incarnation in which it began.
+    begun_as: To,
+    /// This process: another one with the same identity has another.
+    pub instance: Nonce,
+    /// Opens what was sealed for this agent.
+    pub curve: CurveKey,
     /// The connection.
     pub client: async_nats::Client,
     /// The way to the keepers.
@@ -42,6 +48,9 @@ struct Spares {
     count: u64,
 }
 
+/// The journal's file in the state folder.
+pub const JOURNAL: &str = "journal.redb";
+
 /// Emptied run folders that are kept.
 const SPARES_KEPT: usize = 16;
 
@@ -57,6 +66,7 @@ impl Shared {
     pub fn new(
         config: Config,
         me: To,
+        curve: CurveKey,
         client: async_nats::Client,
         launcher: Launcher,
         journal: Journal,
@@ -71,7 +81,9 @@ impl Shared {
         let clock = ControllerClock { said_ms: i64::MIN / 2, heard: Instant::now() };
         Shared {
             config,
-            me,
+            begun_as: me,
+            curve,
+            instance: Nonce::generate(),
             client,
             launcher,
             runs_dir,
@@ -87,16 +99,31 @@ impl Shared {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// This agent as controllers address it.
+    pub fn me(&self) -> To {
+        To { incarnation: self.journal().incarnation(), ..self.begun_as.clone() }
+    }
+
     /// Who reports, with the next number.
     pub fn from(&self) -> From {
+        let mut journal = self.journal();
         // The write ahead of the counter is asked for half a step early; nobody needs to wait for it.
-        let (counter, _written) = self.journal().next_counter();
-        From {
-            zone: self.me.zone.clone(),
-            agent: self.me.agent.clone(),
-            incarnation: self.me.incarnation,
-            counter,
-        }
+        let (counter, _written) = journal.next_counter();
+        let (zone, agent) = (self.config.zone.clone(), self.config.name.clone());
+        From { zone, agent, incarnation: journal.incarnation(), counter }
+    }
+
+    /// The size of the journal's file.
+    pub fn journal_bytes(&self) -> Option<u64> {
+        Some(std::fs::metadata(self.config.state_dir.join(JOURNAL)).ok()?.len())
+    }
+
+    /// Takes a new incarnation, which counts once it is on disk.
+    pub async fn renew(&self) -> Result<(), JournalError> {
+        let (incarnation, written) = self.journal().renew();
+        written.wait().await?;
+        self.journal().renewed(incarnation);
+        Ok(())
     }
 
     /// Signs a report and gives it to the connection. Whether it arrives is learned from the answer, if the
@@ -107,7 +134,7 @@ impl Shared {
 
     /// Publishes an envelope on one of the agent's own subjects.
     pub async fn publish(&self, channel: Channel, envelope: Envelope) {
-        let subject = self.config.prefix.agent(channel, &self.me.zone, &self.me.agent);
+        let subject = self.config.prefix.agent(channel, &self.config.zone, &self.config.name);
         let headers = envelope.headers();
         if let Err(error) = self.client.publish_with_headers(subject, headers, envelope.body.into()).await {
             tracing::warn!(%error, kind = %kind_word(envelope.kind), "could not publish");
@@ -116,7 +143,7 @@ impl Shared {
 
     /// Publishes an unsigned piece of a stream.
     pub async fn publish_piece(&self, body: Vec<u8>) {
-        let subject = self.config.prefix.agent(Channel::Log, &self.me.zone, &self.me.agent);
+        let subject = self.config.prefix.agent(Channel::Log, &self.config.zone, &self.config.name);
         if let Err(error) = self.client.publish(subject, body.into()).await {
             tracing::warn!(%error, "could not publish a piece of output");
         }

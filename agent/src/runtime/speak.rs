@@ -1,4 +1,4 @@
-//! What the agent says by itself: questions for work, heartbeats, and what is due now and then.
+//! What the agent says by itself: questions for work, and heartbeats.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -11,76 +11,72 @@ use sally_common::wire::report::{AgentCondition, Ask, Heartbeat, Question, Slots
 use sally_common::wire::{Kind, VERSION};
 use tokio::time::Instant;
 
-use super::{Agent, heartbeat};
+use super::{Agent, Asked, heartbeat};
 use crate::delivery::memory::Phase;
+use crate::delivery::turn::QUESTIONS;
 
 /// How long a question waits for its answer before it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The same before the first answer: nothing can start without it.
-const ASK_AGAIN_AT_BOOT: Duration = Duration::from_millis(400);
+pub(super) const ASK_AGAIN_AT_BOOT: Duration = Duration::from_millis(400);
+/// How long an agent waits that asked and was given nothing, though something waits.
+pub(super) const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// Attempts named in one question. More are settled as their receipts come.
 const HELD_NAMED: usize = 500;
 
 impl Agent {
-    pub(super) async fn tick(&mut self, slots: u16) {
-        let patience = if self.open { ASK_AGAIN } else { ASK_AGAIN_AT_BOOT };
-        if self.asked.is_some_and(|(_, at)| at.elapsed() > patience) {
-            self.asked = None;
-            self.more = true;
-        }
-        if std::mem::take(&mut self.tell_soon) {
-            self.heartbeat(slots, None).await;
-        }
-        let now = now_ms();
-        let old = self.memory.prunable(now);
-        if !old.is_empty() {
-            for run in &old {
-                self.memory.forget(run);
-            }
-            // Losing this write only keeps them longer.
-            drop(self.shared.journal().prune(old));
-        }
+    /// How many dispatches may be sent: none while none would be taken.
+    fn credit(&self) -> u32 {
+        let takes = self.open && !self.draining;
+        if takes { self.room() } else { 0 }
     }
 
-    /// Asks for work when there is room and there may be some, one question at a time.
+    /// Asks for work when there is room and there may be some, one question at a time. At boot and after the
+    /// connection was away it asks in any case: the controller learns what is held here.
     pub(super) async fn ask_if_useful(&mut self) {
-        let useful = !self.open || (self.more && !self.free.is_empty());
-        if self.asked.is_some() || !useful {
+        let credit = self.credit();
+        let useful = !self.open || self.reconcile || (self.more && credit > 0);
+        if self.asked.is_some() || !useful || Instant::now() < self.ask_after {
             return;
         }
-        self.more = false;
+        self.more &= credit == 0;
+        self.reconcile = false;
+        self.took = false;
         let nonce = Nonce::generate();
-        self.asked = Some((nonce, Instant::now()));
+        self.turn.ask(nonce);
+        let asked = Asked { nonce, at: Instant::now(), credit };
+        self.asked = Some(asked);
+        if self.questions.len() == QUESTIONS {
+            self.questions.pop_front();
+        }
+        self.questions.push_back(asked);
         let held_is_all = self.memory.held().count() <= HELD_NAMED;
         let held = self.memory.held().take(HELD_NAMED);
         let held = held.map(|(run, k)| RunAttempt { run: run.clone(), attempt: k.attempt }).collect();
-        let credit = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
         sally_common::fail::point("agent.ask.before");
-        let question = Question::Work { credit, boot: !self.open, held, instance: None, held_is_all };
+        let instance = Some(self.shared.instance);
+        let question = Question::Work { credit, boot: !self.open, held, instance, held_is_all };
         let ask = Ask { v: VERSION, from: self.shared.from(), nonce, question };
         self.shared.report(Channel::Ask, Kind::Ask, &ask).await;
     }
 
-    pub(super) async fn heartbeat(&mut self, slots: u16, goodbye: Option<&str>) {
+    /// Says how the agent is. `probe` is the nonce of a controller that asked for it.
+    pub(super) async fn heartbeat(&mut self, probe: Option<Nonce>, goodbye: Option<&str>) {
         let shared = &self.shared;
-        let used = u32::from(slots).saturating_sub(u32::try_from(self.free.len()).unwrap_or(0));
-        let of_phase = |phase: Phase| self.memory.held().filter(move |(_, k)| k.phase == phase);
-        let running = of_phase(Phase::Started).take(16);
+        let total = u32::from(self.slots);
+        let used = total.saturating_sub(u32::try_from(self.free.len()).unwrap_or(0));
+        let running = self.memory.held().filter(|(_, k)| k.phase == Phase::Started).take(16);
         let heartbeat = Heartbeat {
             v: VERSION,
             from: shared.from(),
             boot_id: heartbeat::boot_id(),
             sent_ms: now_ms(),
             interval_s: shared.config.heartbeat_s,
-            state: AgentCondition::Online,
+            state: if self.draining { AgentCondition::Draining } else { AgentCondition::Online },
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            slots: Slots { used, total: u32::from(slots) },
+            slots: Slots { used, total },
             running: running.map(|(r, k)| RunAttempt { run: r.clone(), attempt: k.attempt }).collect(),
-            spool: SpoolStatus {
-                results: of_phase(Phase::Finished).count() as u64,
-                bytes: 0,
-                oldest_ms: None,
-            },
+            spool: self.spool_status(),
             labels: shared.config.labels.clone(),
             host: heartbeat::host_facts(shared),
             refused: self.refused.clone(),
@@ -88,12 +84,21 @@ impl Agent {
             sandbox: heartbeat::ability(shared),
             last_error: self.last_error.clone(),
             goodbye: goodbye.map(str::to_owned),
-            instance: None,
-            probe: None,
-            curve_key: None,
-            deferring: None,
-            journal_bytes: None,
+            instance: Some(shared.instance),
+            probe,
+            curve_key: Some(shared.curve.public()),
+            deferring: self.deferring.clone(),
+            journal_bytes: shared.journal_bytes(),
         };
         shared.report(Channel::Heartbeat, Kind::Heartbeat, &heartbeat).await;
+    }
+
+    /// Results without a receipt.
+    pub(super) fn spool_status(&self) -> SpoolStatus {
+        SpoolStatus {
+            results: self.owed.len() as u64,
+            bytes: self.owed.values().map(|(bytes, _)| bytes).sum(),
+            oldest_ms: self.owed.values().map(|(_, since_ms)| *since_ms).min(),
+        }
     }
 }

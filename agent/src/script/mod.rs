@@ -20,6 +20,6 @@ pub mod task_cli;
 
 pub use env::{EnvContext, EnvError, build_env};
 pub use event::{Artifact, Event, Failure, Level, LogEvent, Progress};
-pub use mask::Masker;
+pub use mask::{Masker, NotMasked};
 pub use scanner::EventScanner;
 pub use stream::{Door, ResultError, ResultLimits, ResultState, ScriptResult, read_result};

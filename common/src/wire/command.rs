@@ -63,6 +63,9 @@ pub enum Lane {
     /// Straight to the agent's live subject, only if it is connected now. An agent without a free slot
     /// defers it at once.
     Direct,
+    /// A lane of a newer program: whoever reads it refuses the dispatch. Never written.
+    #[serde(other)]
+    Other,
 }
 
 impl Lane {
@@ -76,6 +79,7 @@ impl Lane {
         match self {
             Lane::Queue => "queue",
             Lane::Direct => "direct",
+            Lane::Other => "other",
         }
     }
 }

@@ -4,7 +4,7 @@
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
 //! `live` for output as it comes and `finish` for the end; `job` with `retry`, `agent` with `upkeep`, and
-//! `context` are the other nouns. Then what they print
+//! `context` are the other nouns; `backup` has two verbs of its own. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
@@ -12,6 +12,7 @@
 
 mod agent;
 mod args;
+mod backup;
 mod context;
 mod duration;
 pub mod error;
@@ -80,6 +81,10 @@ pub enum Command {
     /// Look at agents
     #[command(subcommand)]
     Agent(agent::AgentCommand),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Backup(backup::BackupArgs),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Restore(backup::RestoreArgs),
     /// Choose which controller commands speak to
     #[command(subcommand)]
     Context(context::ContextCommand),
@@ -166,6 +171,8 @@ pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliErr
         Command::Exec(args) => run::exec(&session, args).await,
         Command::Job(command) => job::job(&session, command).await,
         Command::Agent(command) => agent::agent(&session, command).await,
+        Command::Backup(args) => backup::backup(&args).await,
+        Command::Restore(args) => backup::restore(&args),
         Command::Context(command) => context::context(&session, command),
         Command::Completion { shell } => {
             let mut script = Vec::new();

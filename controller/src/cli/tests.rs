@@ -150,6 +150,9 @@ fn what_belongs_together_is_accepted() {
         "job wait x --wait 1s -o json",
         "agent ls -z dmz -o name",
         "agent show dmz/web-1",
+        "backup f --dir d",
+        "backup f --data-dir d",
+        "restore f --dir d --force",
         "context select x",
         "completion zsh",
         "version -o json",
@@ -198,6 +201,8 @@ fn what_makes_no_sense_is_refused_with_its_name() {
         ("job logs x --after y", "no place"),
         ("job logs x --after 1 --tail 3", "--tail"),
         ("job ls -n 0", "0"),
+        ("backup f", "--dir"),
+        ("restore f --force", "--dir"),
         ("task ls", "task"),
     ] {
         let error = parse(line).map(|_| ()).expect_err(line);

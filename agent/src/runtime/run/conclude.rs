@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use sally_common::clock::now_ms;
 use sally_common::limit::INLINE_OUTPUT_MAX;
+use sally_common::wire::record::{ResultError, ResultState, RunState};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
 use sally_common::wire::{self, VERSION};
 
@@ -28,13 +29,8 @@ impl Run {
         let counts = |f: fn(&ExitRecord) -> u64| record.as_ref().map_or(0, f);
         let dropped = (counts(|r| r.stdout.dropped), counts(|r| r.stderr.dropped));
         let said = self.read_said(live, record.as_ref());
-        let masks = said.masks.clone();
-        for value in &masks {
-            for stream in [&mut live.stdout, &mut live.stderr] {
-                if let Err(error) = stream.mask(value) {
-                    tracing::warn!(run = %self.note.run, %error, "cannot mask its output");
-                }
-            }
+        for value in &said.masks {
+            live.mask(value);
         }
         let mut ends = Vec::new();
         for (stream, dropped) in [(&mut live.stdout, dropped.0), (&mut live.stderr, dropped.1)] {
@@ -48,25 +44,27 @@ impl Run {
         if !live.streaming && size <= INLINE_OUTPUT_MAX as u64 {
             for ((end, dropped), stream) in ends.iter_mut().zip([&live.stdout, &live.stderr]) {
                 if let Ok(bytes) = stream.bytes() {
-                    *end = StreamEnd::inline(&bytes, *dropped);
+                    *end = StreamEnd::inline(&bytes, *dropped + stream.withheld());
                 }
             }
         }
         let mut ends = ends.into_iter().map(|(end, _)| end);
         let (stdout, stderr) = (ends.next().unwrap_or_else(empty), ends.next().unwrap_or_else(empty));
-        let ending = match &record {
+        let mut ending = match &record {
             Some(record) => {
                 let asked = self.dir().join(CANCEL_ASKED).exists();
                 outcome::judge(record, &said, self.note.require_result, asked)
             }
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
-        let said = Said::of(said, |text| mask_text(text, &masks));
+        ending.message = ending.message.map(|text| mask_text(&text, &live.masks));
+        let said = Said::of(said, |text| mask_text(text, &live.masks));
         self.result(ending, record.as_ref(), said, stdout, stderr)
     }
 
     fn read_said(&self, live: &Live, record: Option<&ExitRecord>) -> script::ScriptResult {
-        let read = |path: PathBuf| std::fs::read(path).unwrap_or_default();
+        let read =
+            |path: PathBuf| if self.withheld { Vec::new() } else { std::fs::read(path).unwrap_or_default() };
         let (fd3, file) = (read(live.folder.result_path()), read(live.folder.result_file_path()));
         let seen = |bytes: &[u8], count: Option<&sandbox::StreamCount>| {
             count.map_or(bytes.len() as u64, |c| c.kept + c.dropped)
@@ -131,10 +129,23 @@ impl Run {
         let mut end = StreamEnd::inline(json.get().as_bytes(), 0);
         end.inline = None;
         if let Err(error) = std::fs::write(self.dir().join(RESULT_JSON), json.get()) {
-            tracing::warn!(run = %self.note.run, %error, "cannot keep its result");
+            tracing::error!(run = %self.note.run, %error, "cannot keep its result");
             self.shared.count_loss("result-unwritable");
+            return lose_result(message, json.get().len(), &error);
         }
         message.result_stream = Some(end);
+    }
+}
+
+/// A result that could not be kept is no success.
+fn lose_result(message: &mut ResultMessage, bytes: usize, error: &std::io::Error) {
+    let text = format!("the result of {bytes} bytes could not be kept on the agent's host: {error}");
+    message.result_state = ResultState::Invalid;
+    message.result_error = Some(ResultError { offset: None, message: text.clone() });
+    if message.state == RunState::Succeeded {
+        message.state = RunState::Failed;
+        message.reason = Some("result-unwritable".into());
+        message.message = Some(text);
     }
 }
 
@@ -142,7 +153,8 @@ fn empty() -> StreamEnd {
     StreamEnd::inline(b"", 0)
 }
 
-fn mask_text(text: &str, masks: &[String]) -> String {
+/// Takes values out of a text, also in the form in which they stand in JSON.
+pub(super) fn mask_text(text: &str, masks: &[String]) -> String {
     if masks.is_empty() {
         return text.to_owned();
     }

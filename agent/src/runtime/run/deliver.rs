@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use sally_common::clock::now_ms;
 use sally_common::id::Digest;
 use sally_common::subject::Channel;
 use sally_common::wire::report::ResultMessage;
@@ -10,42 +11,63 @@ use sally_common::wire::{self, Kind};
 
 use super::files::{RESULT_JSON, remove_dir};
 use super::{Milestone, Run, Word};
+use crate::delivery::memory::Ended;
 use crate::runtime::outgoing::{self, Outgoing};
 
 /// First and longest wait for a receipt before a result or a piece is sent again.
 pub(super) const RESEND_FIRST: Duration = Duration::from_secs(2);
 pub(super) const RESEND_MAX: Duration = Duration::from_secs(30);
 
+/// A result without a receipt.
+pub(super) struct Owed {
+    body: Vec<u8>,
+    ended: Option<Ended>,
+    /// Output that did not ride in it.
+    streams: Vec<Outgoing>,
+    /// Whether it is in the journal's spool. If not, run folder and memory keep it.
+    spooled: bool,
+}
+
+impl Owed {
+    fn new(body: Vec<u8>, message: Option<&ResultMessage>, streams: Vec<Outgoing>) -> Self {
+        let ended = message.map(|message| Ended::of(message, &body));
+        Owed { body, ended, streams, spooled: false }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.body.len() as u64 + self.streams.iter().map(Outgoing::ready).sum::<u64>()
+    }
+}
+
 impl Run {
     /// Puts the result into the spool and delivers it. The first publication does not wait for the disk: a
     /// result that is known early does no harm, and after a crash the run folder still has everything.
-    pub(super) async fn owe(&mut self, body: Vec<u8>, streams: Vec<Outgoing>) {
+    pub(super) async fn owe(&mut self, body: Vec<u8>, open: Vec<Outgoing>) {
         sally_common::fail::point("agent.spool.before");
-        let streams = self.streams_of(&body, streams);
+        let message = wire::read::<ResultMessage>(&body).ok();
+        let streams = message.as_ref().map_or_else(Vec::new, |m| self.streams_of(m, open));
         self.make_lasting(&streams).await;
-        let written = self.shared.journal().finished(
-            &self.note.run,
-            self.note.attempt,
-            self.note.expires_ms,
-            body.clone(),
-        );
-        let spool = async {
-            match written.wait().await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(run = %self.note.run, %error, "cannot spool a result; its run folder keeps it");
-                    false
-                }
-            }
-        };
-        if streams.is_empty() {
-            tokio::join!(spool, self.send_result(&body));
+        let mut owed = Owed::new(body, message.as_ref(), streams);
+        let spool = self.spool(&owed.body);
+        if owed.streams.is_empty() {
+            (owed.spooled, ()) = tokio::join!(spool, self.send_result(&owed.body));
         } else {
-            spool.await;
+            owed.spooled = spool.await;
         }
         sally_common::fail::point("agent.spool.after");
-        self.tell(Milestone::Finished(self.note.run.clone(), self.note.attempt)).await;
-        self.deliver(body, streams).await;
+        self.deliver(owed).await;
+    }
+
+    async fn spool(&self, body: &[u8]) -> bool {
+        let note = &self.note;
+        let written = self.shared.journal().finished(&note.run, note.attempt, note.expires_ms, body.to_vec());
+        match written.wait().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(run = %note.run, %error, "cannot spool a result; its run folder keeps it");
+                false
+            }
+        }
     }
 
     /// What a result announces without carrying must outlast a power cut as the result does.
@@ -67,8 +89,7 @@ impl Run {
     }
 
     /// The streams that this result announces without carrying.
-    fn streams_of(&self, body: &[u8], open: Vec<Outgoing>) -> Vec<Outgoing> {
-        let Ok(message) = wire::read::<ResultMessage>(body) else { return Vec::new() };
+    fn streams_of(&self, message: &ResultMessage, open: Vec<Outgoing>) -> Vec<Outgoing> {
         let announced = [("stdout", &message.stdout), ("stderr", &message.stderr)];
         let mut streams: Vec<Outgoing> = open
             .into_iter()
@@ -83,8 +104,14 @@ impl Run {
         streams
     }
 
-    pub(super) fn reopen_streams(&self, body: &[u8]) -> Vec<Outgoing> {
-        let Ok(message) = wire::read::<ResultMessage>(body) else { return Vec::new() };
+    /// What is owed of a result that another process put into the spool.
+    pub(super) fn reopen(&self, body: Vec<u8>) -> Owed {
+        let message = wire::read::<ResultMessage>(&body).ok();
+        let streams = message.as_ref().map_or_else(Vec::new, |m| self.reopen_streams(m));
+        Owed { spooled: true, ..Owed::new(body, message.as_ref(), streams) }
+    }
+
+    fn reopen_streams(&self, message: &ResultMessage) -> Vec<Outgoing> {
         let dir = self.dir();
         let all = [
             ("stdout", "stdout", Some(&message.stdout)),
@@ -113,50 +140,70 @@ impl Run {
     }
 
     /// Sends streams, then the result, again and again until the controller's receipt.
-    pub(super) async fn deliver(&mut self, body: Vec<u8>, mut streams: Vec<Outgoing>) {
-        let digest = Digest::of(&body);
-        let mut sent_result = streams.is_empty();
+    pub(super) async fn deliver(&mut self, mut owed: Owed) {
+        self.tell(Milestone::Finished {
+            run: self.note.run.clone(),
+            attempt: self.note.attempt,
+            bytes: owed.bytes(),
+            since_ms: owed.ended.map_or_else(now_ms, |ended| ended.finished_ms),
+        })
+        .await;
+        let digest = Digest::of(&owed.body);
+        let mut sent_result = owed.streams.is_empty();
         let mut pause = RESEND_FIRST;
-        for stream in &mut streams {
+        for stream in &mut owed.streams {
             self.send_pieces(stream, true).await;
         }
         loop {
-            if !sent_result && streams.iter().all(Outgoing::is_delivered) {
+            if !sent_result && owed.streams.iter().all(Outgoing::is_delivered) {
                 sent_result = true;
-                self.send_result(&body).await;
+                self.send_result(&owed.body).await;
             }
             tokio::select! {
                 word = self.words.recv() => match word {
                     Some(Word::Receipt { digest: theirs }) if theirs == digest => break,
                     Some(Word::Stored { stream, bytes }) => {
                         pause = RESEND_FIRST;
-                        let mut all: Vec<&mut Outgoing> = streams.iter_mut().collect();
+                        let mut all: Vec<&mut Outgoing> = owed.streams.iter_mut().collect();
                         if stored(&mut all, &stream, bytes) {
                             sent_result = false;
                         }
-                        for stream in &mut streams {
+                        for stream in &mut owed.streams {
                             self.send_pieces(stream, true).await;
                         }
                     }
                     Some(Word::Again) => {
                         pause = RESEND_FIRST;
-                        self.send_all_again(&body, &mut streams).await;
+                        self.send_all_again(&mut owed).await;
                     }
-                    Some(Word::Receipt { .. } | Word::Cancel { .. }) => {}
+                    Some(Word::GiveUp) => {
+                        tracing::error!(run = %self.note.run, "gave up a result that no controller took for too long");
+                        self.shared.count_loss("result-too-old");
+                        break;
+                    }
+                    Some(Word::Receipt { .. } | Word::Cancel { .. } | Word::Yield(_)) => {}
                     None => return,
                 },
                 changed = self.connected.changed() => {
                     if changed.is_err() { return }
-                    self.send_all_again(&body, &mut streams).await;
+                    self.send_all_again(&mut owed).await;
                 }
                 () = tokio::time::sleep(pause) => {
                     pause = (pause * 2).min(RESEND_MAX);
-                    self.send_all_again(&body, &mut streams).await;
+                    if !owed.spooled {
+                        owed.spooled = self.spool(&owed.body).await;
+                    }
+                    self.send_all_again(&mut owed).await;
                 }
             }
         }
+        self.receipted(owed.ended).await;
+    }
+
+    async fn receipted(&mut self, ended: Option<Ended>) {
         sally_common::fail::point("agent.receipt.before-journal");
-        let done = self.shared.journal().receipted(&self.note.run, self.note.attempt, self.note.expires_ms);
+        let done =
+            self.shared.journal().receipted(&self.note.run, self.note.attempt, self.note.expires_ms, ended);
         // The receipt is remembered before the folder goes; if the note is lost, the controller receipts again.
         let _ = done.wait().await;
         sally_common::fail::point("agent.receipt.after-journal");
@@ -166,16 +213,16 @@ impl Run {
             remove_dir(&self.dir());
         }
         sally_common::fail::point("agent.receipt.after-folder");
-        self.tell(Milestone::Receipted(self.note.run.clone(), self.note.attempt)).await;
+        self.tell(Milestone::Receipted(self.note.run.clone(), self.note.attempt, ended)).await;
     }
 
-    async fn send_all_again(&self, body: &[u8], streams: &mut [Outgoing]) {
-        for stream in streams.iter_mut() {
+    async fn send_all_again(&self, owed: &mut Owed) {
+        for stream in owed.streams.iter_mut() {
             stream.rewind();
             self.send_pieces(stream, true).await;
         }
-        if streams.iter().all(Outgoing::is_delivered) {
-            self.send_result(body).await;
+        if owed.streams.iter().all(Outgoing::is_delivered) {
+            self.send_result(&owed.body).await;
         }
     }
 }

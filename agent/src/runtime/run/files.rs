@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use super::secrets::Sealed;
+use crate::delivery::memory::Known;
 use sally_common::id::{Digest, RunId};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,20 @@ pub struct Note {
     /// The boot in which the folder was made. In another one what it says may be older than what happened.
     #[serde(default)]
     pub boot: String,
+    /// What was known of the run before this attempt: it counts again if the attempt is given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Known>,
+    /// Its secrets, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+impl Note {
+    /// Of an attempt that has no folder yet.
+    pub fn of(run: RunId, attempt: u32, expires_ms: i64, order_digest: Digest) -> Self {
+        let (slot, boot, before, sealed) = (None, String::new(), None, None);
+        Note { run, attempt, expires_ms, order_digest, require_result: false, slot, boot, before, sealed }
+    }
 }
 
 /// The file whose presence says that the controller asked to cancel the run.

@@ -10,6 +10,7 @@ use sally_common::wire::report::{LogChunk, News};
 use sally_common::wire::{self, VERSION};
 use tokio::time::{Instant, sleep_until};
 
+use super::conclude::mask_text;
 use super::deliver::{RESEND_FIRST, RESEND_MAX, stored};
 use super::files::CANCEL_ASKED;
 use super::{Run, Word};
@@ -41,21 +42,29 @@ pub(super) struct Live {
     /// When the controller is told that it runs, if it was not told.
     pub(super) announce_at: Option<Instant>,
     pub(super) progress: Option<script::Progress>,
+    /// Values that the script asked to be masked, and the attempt's secrets.
+    pub(super) masks: Vec<String>,
 }
 
 impl Live {
     /// An attempt whose program was let go just now.
-    pub(super) fn begun(folder: RunFolder, events: Events) -> Self {
-        Self::new(folder, events, false, LIVE_AFTER)
+    pub(super) fn begun(folder: RunFolder, events: Events, masks: &[String]) -> Self {
+        Self::new(folder, events, masks, false, LIVE_AFTER)
     }
 
     /// An attempt that another agent process began.
-    pub(super) fn adopted(folder: RunFolder, events: Events) -> Self {
-        Self::new(folder, events, true, ADOPTED_LIVE_AFTER)
+    pub(super) fn adopted(folder: RunFolder, events: Events, masks: &[String]) -> Self {
+        Self::new(folder, events, masks, true, ADOPTED_LIVE_AFTER)
     }
 
-    fn new(folder: RunFolder, events: Events, streaming: bool, announce_after: Duration) -> Self {
-        Live {
+    fn new(
+        folder: RunFolder,
+        events: Events,
+        masks: &[String],
+        streaming: bool,
+        announce_after: Duration,
+    ) -> Self {
+        let mut live = Live {
             stdout: Outgoing::new("stdout", folder.stdout_path()),
             stderr: Outgoing::new("stderr", folder.stderr_path()),
             folder,
@@ -65,7 +74,30 @@ impl Live {
             streaming,
             announce_at: Some(Instant::now() + announce_after),
             progress: None,
+            masks: Vec::new(),
+        };
+        for value in masks {
+            live.mask(value);
         }
+        live
+    }
+
+    /// Takes a value out of all that leaves from here on.
+    pub(super) fn mask(&mut self, value: &str) {
+        for stream in [&mut self.stdout, &mut self.stderr] {
+            if let Err(error) = stream.mask(value) {
+                tracing::error!(stream = stream.name, %error, "cannot mask output; what follows is withheld");
+            }
+        }
+        if !self.masks.iter().any(|have| have == value) {
+            self.masks.push(value.to_owned());
+        }
+    }
+
+    /// Lets no more output leave.
+    pub(super) fn withhold(&mut self) {
+        self.stdout.withhold();
+        self.stderr.withhold();
     }
 }
 
@@ -131,7 +163,7 @@ impl Run {
                         resend_at = waiting(live).then(|| Instant::now() + RESEND_FIRST);
                     }
                     Some(Word::Again) => self.news(News::Started { started_ms: now_ms() }).await,
-                    Some(Word::Receipt { .. }) => {}
+                    Some(Word::Receipt { .. } | Word::Yield(_) | Word::GiveUp) => {}
                     // The loop is gone: the agent stops, the keeper goes on, the next agent adopts.
                     None => return std::future::pending().await,
                 }
@@ -185,22 +217,18 @@ impl Run {
             live.result_at += length as u64;
             for event in live.scanner.push(&buffer[..length]) {
                 match event {
-                    script::Event::Mask(value) => {
-                        for stream in [&mut live.stdout, &mut live.stderr] {
-                            if let Err(error) = stream.mask(&value) {
-                                tracing::warn!(run = %self.note.run, %error, "cannot mask its output");
-                            }
-                        }
-                    }
+                    script::Event::Mask(value) => live.mask(&value),
                     script::Event::Progress(progress) => live.progress = Some(progress),
                     _ => {}
                 }
             }
         }
         if live.streaming
+            && !self.withheld
             && let Some(said) = live.progress.take()
         {
-            self.news(News::Progress { progress: outcome::progress(&said) }).await;
+            let progress = outcome::progress(&said, |text| mask_text(text, &live.masks));
+            self.news(News::Progress { progress }).await;
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! - [`mod@start`]: up to the word "go"; [`follow`]: while it runs; [`conclude`]: its end as a result's body;
 //!   [`deliver`]: spool, publication, receipt.
+//! - [`secrets`]: sealed, opened, masked.
 //! - [`files`]: the agent's own files in the run folder.
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ mod conclude;
 mod deliver;
 pub mod files;
 mod follow;
+pub mod secrets;
 mod start;
 
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use sally_common::clock::now_ms;
 use sally_common::id::{Digest, RunId};
 use sally_common::subject::Channel;
-use sally_common::wire::order::Order;
+use sally_common::wire::order::{Order, OrderSignature};
 use sally_common::wire::report::{News, State};
 use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::{mpsc, watch};
@@ -30,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use super::blob;
 use super::outcome::Ending;
 use super::shared::Shared;
+use crate::delivery::memory::{Ended, Known};
 use crate::sandbox::{self, Event, RunFolder};
 use files::{Note, remove_dir};
 use follow::Live;
@@ -48,6 +51,8 @@ pub struct Admitted {
     pub order: Arc<Order>,
     /// Its digest.
     pub order_digest: Digest,
+    /// Who signed it.
+    pub signatures: Vec<OrderSignature>,
 }
 
 /// What the loop tells a run.
@@ -72,6 +77,10 @@ pub enum Word {
     },
     /// Say again what you owe.
     Again,
+    /// Nobody took the result for so long that it is given up.
+    GiveUp,
+    /// Give it back if it has not started, and why.
+    Yield(&'static str),
 }
 
 /// What a run tells the loop.
@@ -88,18 +97,29 @@ pub enum Milestone {
     SlotDoubtful(u16),
     /// The mark is on disk.
     Started(RunId, u32),
-    /// The result is in the spool.
-    Finished(RunId, u32),
+    /// The result waits for its receipt.
+    Finished {
+        /// The run.
+        run: RunId,
+        /// The attempt.
+        attempt: u32,
+        /// Its bytes, with the output that waits beside it.
+        bytes: u64,
+        /// Since when, by the wall clock, Unix milliseconds.
+        since_ms: i64,
+    },
     /// Nothing was started and nothing will be under this attempt.
     Closed(RunId, u32, Refusal),
-    /// Nothing was started; the controller may send it again.
-    GivenBack(RunId, u32),
+    /// Nothing was started; the controller may send it again. What was known of the run before counts again.
+    GivenBack(RunId, u32, Option<Known>),
     /// The controller has the result.
-    Receipted(RunId, u32),
+    Receipted(RunId, u32, Option<Ended>),
     /// Route blob pieces of this digest to the run.
     WantBlob(Digest, mpsc::Sender<blob::Piece>),
     /// An order that did not fit its dispatch has been fetched.
     Order(Box<sally_common::wire::command::Dispatch>, Vec<u8>),
+    /// An order could not be fetched in time.
+    NoOrder,
 }
 
 /// Everything a run's task holds.
@@ -111,6 +131,10 @@ pub struct Run {
     connected: watch::Receiver<u64>,
     /// Whether the keeper is known to be done with the run folder.
     reusable: bool,
+    /// What is masked in all that leaves: the attempt's secrets.
+    masks: Vec<String>,
+    /// The secrets cannot be opened any more, so nothing that the script wrote may leave.
+    withheld: bool,
 }
 
 impl Run {
@@ -122,7 +146,8 @@ impl Run {
         milestones: mpsc::Sender<Milestone>,
         connected: watch::Receiver<u64>,
     ) -> Self {
-        Run { shared, note, words, milestones, connected, reusable: false }
+        let (reusable, masks, withheld) = (false, Vec::new(), false);
+        Run { shared, note, words, milestones, connected, reusable, masks, withheld }
     }
 
     /// Runs an admitted dispatch to its receipt.
@@ -160,7 +185,11 @@ impl Run {
     pub async fn adopt(mut self, folder: RunFolder, slot: u16) {
         let body = match folder.events() {
             Ok(events) => {
-                let mut live = Live::adopted(folder, events);
+                self.open_again();
+                let mut live = Live::adopted(folder, events, &self.masks);
+                if self.withheld {
+                    live.withhold();
+                }
                 let ended = self.follow(&mut live).await;
                 self.free(slot).await;
                 if live.announce_at.is_some() && never_started(&live.folder) {
@@ -197,13 +226,13 @@ impl Run {
         tracing::warn!(run = %self.note.run, message, "gave a run back");
         self.forget().await;
         self.news(News::Deferred { reason: Refusal::GivenBack, message: Some(message.to_owned()) }).await;
-        self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt)).await;
+        self.tell(Milestone::GivenBack(self.note.run.clone(), self.note.attempt, self.note.before)).await;
     }
 
     /// Takes the *started* mark back, then removes the folder: a mark without a folder would be a program that
     /// may have run.
     async fn forget(&self) {
-        let forgotten = self.shared.journal().unstarted(&self.note.run);
+        let forgotten = self.shared.journal().unstarted(&self.note.run, self.note.before);
         match forgotten.wait().await {
             Ok(()) => remove_dir(&self.dir()),
             Err(error) => {
@@ -213,10 +242,22 @@ impl Run {
         }
     }
 
+    /// Opens the secrets of an attempt that another agent process began, to mask them.
+    fn open_again(&mut self) {
+        let Some(sealed) = &self.note.sealed else { return };
+        match sealed.open(&self.shared.curve) {
+            Ok(opened) => self.masks = secrets::masks(&opened),
+            Err(error) => {
+                tracing::error!(run = %self.note.run, "cannot mask what a run writes any more, so it is withheld: {error}");
+                self.withheld = true;
+            }
+        }
+    }
+
     /// Goes on owing a result that is in the spool.
     pub async fn resume_owing(mut self, body: Vec<u8>) {
-        let streams = self.reopen_streams(&body);
-        self.deliver(body, streams).await;
+        let owed = self.reopen(body);
+        self.deliver(owed).await;
     }
 
     async fn free(&self, slot: u16) {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::files::{NOTE_FILE, RELEASED, remove_dir, write_fresh};
 use super::follow::Live;
+use super::secrets::{self, Opened, Sealed};
 use super::{Admitted, Milestone, Run, Word};
 use crate::runtime::blob;
 use crate::runtime::outcome::{self, Ending};
@@ -45,16 +46,14 @@ struct Inputs {
     plan: Plan,
     script: Option<Vec<u8>>,
     params: Vec<u8>,
+    secrets: Opened,
     stdin: Option<Vec<u8>>,
 }
 
 impl Run {
     pub(super) async fn begin(&mut self, admitted: &Admitted, slot: u16) -> Result<Live, Stop> {
         let task = &admitted.order.task;
-        if !task.secrets.is_empty() {
-            let message = "the task brings sealed secrets, and this agent has no key that opens them";
-            return Err(Stop::Refused(Refusal::SecretsUnreadable, message.into()));
-        }
+        let secrets = self.open_secrets(admitted)?;
         let (program, script) = match &task.program {
             Program::Command => (sandbox::Program::Command, None),
             Program::Script { content, interpreter } => {
@@ -75,7 +74,20 @@ impl Run {
         let plan = self.plan(admitted, program)?;
         let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
         self.note.slot = Some(slot);
-        self.start(slot, &Inputs { plan, script, params, stdin }).await
+        self.start(slot, &Inputs { plan, script, params, secrets, stdin }).await
+    }
+
+    /// Opens the secrets that are for this agent. Every one must open before anything is made.
+    fn open_secrets(&mut self, admitted: &Admitted) -> Result<Opened, Stop> {
+        let unreadable = |message| Stop::Refused(Refusal::SecretsUnreadable, message);
+        let key = self.shared.config.key.public();
+        let sealed = Sealed::of(&admitted.order, &admitted.signatures, key).map_err(unreadable)?;
+        let Some(sealed) = sealed else { return Ok(Opened::new()) };
+        let opened = sealed.open(&self.shared.curve).map_err(unreadable)?;
+        self.masks = secrets::masks(&opened);
+        secrets::check_masks(&self.masks).map_err(unreadable)?;
+        self.note.sealed = Some(sealed);
+        Ok(opened)
     }
 
     /// Starts the program, if need be in several tries: a launcher or keeper that died is replaced in moments,
@@ -95,9 +107,7 @@ impl Run {
             }
             // Before another folder takes the place of this one.
             self.forget().await;
-            if self.was_cancelled() {
-                return Err(Stop::Failed(Ending::cancelled_before_start()));
-            }
+            self.bidden()?;
             if self.shared.now_ms() >= self.note.expires_ms {
                 let message = format!("expired while it could not be started: {error}");
                 return Err(Stop::Refused(Refusal::Expired, message));
@@ -135,18 +145,17 @@ impl Run {
             Err(error) if may_pass(&error) => return Err(Stop::ForNow(error)),
             Err(error) => return Err(Stop::Failed(start_failed(&error))),
         };
-        if self.was_cancelled() {
-            drop(go);
-            return Err(Stop::Failed(Ending::cancelled_before_start()));
-        }
+        // Dropping the word is the end of it. From here to the word itself nothing waits, so whatever reached this
+        // agent before the start prevents it.
+        self.bidden()?;
         // Whoever finds the folder without this knows that the word was never said.
         write_fresh(&dir.join(RELEASED), b"1").map_err(|e| Stop::GivenBack(e.to_string()))?;
         sally_common::fail::point("agent.go.before");
-        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         // A keeper that died here shows in its events.
         go.release();
+        self.tell(Milestone::Started(self.note.run.clone(), self.note.attempt)).await;
         sally_common::fail::point("agent.go.after");
-        Ok(Live::begun(folder, events))
+        Ok(Live::begun(folder, events, &self.masks))
     }
 
     fn make_folder(
@@ -161,7 +170,8 @@ impl Run {
             Some(bytes) => Some(memory_file(bytes)?),
         };
         let script = inputs.script.clone().map(Script::Bytes);
-        let inputs = RunInputs { script, params: inputs.params.clone(), secrets: Vec::new(), stdin };
+        let inputs =
+            RunInputs { script, params: inputs.params.clone(), secrets: inputs.secrets.clone(), stdin };
         let (folder, handover) = match self.shared.take_spare() {
             Some(spare) => RunFolder::reuse(&spare, dir, inputs)?,
             None => RunFolder::create(dir, inputs)?,
@@ -238,7 +248,11 @@ impl Run {
         self.news(News::Accepted).await;
         let (sender, pieces) = mpsc::channel(blob::PIECES_IN_FLIGHT);
         self.tell(Milestone::WantBlob(content.digest, sender)).await;
-        let fetched = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces).await;
+        let fetch = blob::fetch(&self.shared, &self.note, content.digest, content.bytes, pieces);
+        let fetched = tokio::select! {
+            fetched = fetch => fetched,
+            stop = stopped(&mut self.words) => return Err(stop),
+        };
         fetched.map_err(|problem| match problem {
             blob::Problem::Refused(reason, message) => Stop::Refused(reason, message),
             blob::Problem::Expired => {
@@ -247,15 +261,34 @@ impl Run {
         })
     }
 
-    /// Whether a cancellation came before the start. Other words make no sense yet.
-    fn was_cancelled(&mut self) -> bool {
+    /// Whether a word came that keeps the program from starting. Other words make no sense yet.
+    fn bidden(&mut self) -> Result<(), Stop> {
         while let Ok(word) = self.words.try_recv() {
-            if matches!(word, Word::Cancel { .. }) {
-                return true;
+            if let Some(stop) = keeps_from_starting(word) {
+                return Err(stop);
             }
         }
-        false
+        Ok(())
     }
+}
+
+fn keeps_from_starting(word: Word) -> Option<Stop> {
+    match word {
+        Word::Cancel { .. } => Some(Stop::Failed(Ending::cancelled_before_start())),
+        Word::Yield(why) => Some(Stop::GivenBack(why.to_owned())),
+        _ => None,
+    }
+}
+
+/// Waits for a word that keeps the program from starting.
+async fn stopped(words: &mut mpsc::Receiver<Word>) -> Stop {
+    while let Some(word) = words.recv().await {
+        if let Some(stop) = keeps_from_starting(word) {
+            return stop;
+        }
+    }
+    // The loop is gone: this task ends with it.
+    std::future::pending().await
 }
 
 /// Whether the launcher or keeper that could not do it may be replaced by one that can.
