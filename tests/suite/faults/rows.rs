@@ -544,7 +544,7 @@ fn clocks(row: &Row, program: &str, expired: u64) {
 fn cut_power_of_the_broker(row: &Row) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let images = tempfile::tempdir().unwrap();
-    let mut all = vec![disk::Image::make(images.path(), AGENT_DISK_MIB)];
+    let mut all = vec![disk::Image::make(images.path(), 48)];
     let store = dir.path().join("up/jetstream");
     disk::lead(&store, &all[0].at);
     let mut world = World::in_folder(dir, 2, 19);
@@ -564,7 +564,7 @@ fn cut_power_of_the_broker(row: &Row) {
 fn cut_power_of_the_agent(row: &Row) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let images = tempfile::tempdir().unwrap();
-    let mut all = vec![disk::Image::make(images.path(), 48)];
+    let mut all = vec![disk::Image::make(images.path(), AGENT_DISK_MIB)];
     let state = dir.path().join("up/agents/local-1/state");
     disk::lead(&state, &all[0].at);
     let mut world = World::in_folder(dir, 1, 20);
