@@ -267,6 +267,7 @@ async fn runs(
         };
         size += record.stdout.len() + record.stderr.len() + 1024;
         size += record.result.as_ref().map_or(0, |r| r.get().len());
+        size += record.artifacts.iter().map(|a| a.name.len() + a.path.len() + 256).sum::<usize>();
         page.runs.push(record);
     }
     Ok(page)
