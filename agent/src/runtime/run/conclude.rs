@@ -9,9 +9,9 @@ use sally_common::wire::record::{ResultError, ResultState, RunState};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
 use sally_common::wire::{self, VERSION};
 
-use super::Run;
 use super::files::{CANCEL_ASKED, RESULT_JSON};
 use super::follow::Live;
+use super::{Run, artifacts};
 use crate::runtime::outcome::{self, Ending, Said};
 use crate::sandbox::{self, Event, ExitRecord};
 use crate::script::{self, Masker};
@@ -23,15 +23,16 @@ impl Run {
     }
 
     /// Makes the result's body from what is in the run folder.
-    pub(super) fn conclude(&self, live: &mut Live, ended: Event) -> Vec<u8> {
+    pub(super) async fn conclude(&self, live: &mut Live, ended: Event) -> Vec<u8> {
         sally_common::fail::point("agent.exit.seen");
         let record = live.folder.exit_record().ok().flatten().filter(|_| ended == Event::Exited);
         let counts = |f: fn(&ExitRecord) -> u64| record.as_ref().map_or(0, f);
         let dropped = (counts(|r| r.stdout.dropped), counts(|r| r.stderr.dropped));
-        let said = self.read_said(live, record.as_ref());
+        let mut said = self.read_said(live, record.as_ref());
         for value in &said.masks {
             live.mask(value);
         }
+        let kept = self.kept_files(live, record.as_ref()).await;
         let mut ends = Vec::new();
         for (stream, dropped) in [(&mut live.stdout, dropped.0), (&mut live.stderr, dropped.1)] {
             if let Err(error) = stream.take_all() {
@@ -58,7 +59,9 @@ impl Run {
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
         ending.message = ending.message.map(|text| mask_text(&text, &live.masks));
-        let said = Said::of(said, |text| mask_text(text, &live.masks));
+        let named = std::mem::take(&mut said.artifacts);
+        let mut said = Said::of(said, |text| mask_text(text, &live.masks));
+        said.artifacts = artifacts::list(kept, named, record.is_some(), |text| mask_text(text, &live.masks));
         self.result(ending, record.as_ref(), said, stdout, stderr)
     }
 
