@@ -14,7 +14,6 @@ mod agent;
 mod args;
 mod backup;
 mod context;
-mod duration;
 pub mod error;
 pub mod exit;
 mod finish;
@@ -40,6 +39,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use sally_common::duration;
 
 use crate::client::Client;
 use crate::context::{Context, Store};
