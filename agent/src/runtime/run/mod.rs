@@ -11,12 +11,12 @@
 //! - [`files`]: the agent's own files in the run folder.
 #![forbid(unsafe_code)]
 
-mod conclude;
+pub mod conclude;
 mod deliver;
 pub mod files;
 mod follow;
 pub mod secrets;
-mod start;
+pub mod start;
 
 use std::path::PathBuf;
 use std::sync::Arc;
