@@ -285,7 +285,7 @@ rows! {
     journal_lost: "the agent's journal is removed with runs under way", |row| {
         let mut world = World::new(1, 11);
         world.some_jobs(3);
-        world.wait_for_end();
+        world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
         // A new journal is a new incarnation: what the old one held is unknown, and never run again.
@@ -300,7 +300,7 @@ rows! {
     journal_damaged: "the agent's journal is cut short and written over, then moved away by a person", |row| {
         let mut world = World::new(1, 12);
         world.some_jobs(2);
-        world.wait_for_end();
+        world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
         world.excuse("unknown", 1);
@@ -590,7 +590,7 @@ fn cut_power_of_the_agent(row: &Row) {
 fn roll_journal_back(row: &Row) {
     let mut world = World::new(1, 21);
     world.some_jobs(3);
-    world.wait_for_end();
+    world.wait_for_all_ends();
     let journal = world.agent_dir(1).join("state/journal.redb");
     let copy = journal.with_extension("copy");
     let pid = world.up.pid_of("local-1").unwrap();
@@ -598,7 +598,7 @@ fn roll_journal_back(row: &Row) {
     std::fs::copy(&journal, &copy).unwrap();
     send(pid, Signal::SIGCONT);
     world.some_jobs(3);
-    world.wait_for_end();
+    world.wait_for_all_ends();
     world.submit(Kind::Lines, 1);
     world.wait_for_start();
     // The copy does not know what runs; it is unknown, and never run again.

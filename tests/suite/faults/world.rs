@@ -208,6 +208,15 @@ impl World {
         last
     }
 
+    /// Waits until every run of every job so far is settled.
+    pub fn wait_for_all_ends(&self) {
+        let until = Instant::now() + LIMIT;
+        for Accepted { id, .. } in &self.accepted {
+            let record = self.settled(id, until);
+            assert!(record.as_ref().is_some_and(all_settled), "not within {LIMIT:?}: job {id}: {record:?}");
+        }
+    }
+
     // ---- faults
 
     /// Living processes of a kind.
