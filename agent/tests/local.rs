@@ -1,5 +1,5 @@
 //! What people try on one host without a broker, by the real program, as root and as an ordinary user.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, chown, geteuid};
