@@ -237,7 +237,7 @@ pub struct LogChunk {
     pub run: RunId,
     /// The attempt.
     pub attempt: u32,
-    /// `stdout`, `stderr`, `result`.
+    /// `stdout`, `stderr`, `result`, `artifact-N`.
     pub stream: String,
     /// Where these bytes begin.
     pub offset: u64,

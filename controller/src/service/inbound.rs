@@ -6,6 +6,7 @@ use sally_common::key::{PublicKey, Signature};
 use sally_common::limit::{BLOB_CHUNK, RESULT_MESSAGE_MAX, SMALL_MESSAGE_MAX};
 use sally_common::name::{Agent, Zone};
 use sally_common::subject::Channel;
+use sally_common::wire::artifact::artifact_ends;
 use sally_common::wire::command::{Answer, Chunk, Receipt, RunAttempt, Stored, To};
 use sally_common::wire::record::{AgentState, RunState};
 use sally_common::wire::report::{Ask, From, Heartbeat, News, Question, ResultMessage, State};
@@ -198,16 +199,10 @@ async fn streams_are_whole(
     signed: &Signed<'_>,
     message: &ResultMessage,
 ) -> Result<bool, Problem> {
-    let streams = [
-        (Stream::Stdout, Some(&message.stdout)),
-        (Stream::Stderr, Some(&message.stderr)),
-        (Stream::Result, message.result_stream.as_ref()),
-    ];
     let mut whole = true;
-    for (stream, end) in streams {
-        let Some(end) = end.filter(|e| e.inline.is_none() && e.bytes > 0) else { continue };
+    for (stream, bytes, digest) in announced(message)? {
         let key = LogKey { run: message.run.clone(), attempt: message.attempt, stream };
-        let wanted = match service.logs.finish(&key, end.bytes, end.digest).await {
+        let wanted = match service.logs.finish(&key, bytes, digest).await {
             Ok(Finished::Whole) => continue,
             Ok(Finished::Missing { wanted }) => wanted,
             // Not what was announced: it was set aside, and is wanted from the start.
@@ -215,10 +210,26 @@ async fn streams_are_whole(
             Err(error) => return Err(error.into()),
         };
         whole = false;
-        let stored = Stored::Stream { stream: stream.word().to_owned(), bytes: wanted };
+        let stored = Stored::Stream { stream: stream.to_string(), bytes: wanted };
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
     }
     Ok(whole)
+}
+
+/// The streams that a result announces without carrying them, each with length and digest.
+fn announced(message: &ResultMessage) -> Result<Vec<(Stream, u64, Digest)>, Refusal> {
+    let output = [
+        (Stream::Stdout, Some(&message.stdout)),
+        (Stream::Stderr, Some(&message.stderr)),
+        (Stream::Result, message.result_stream.as_ref()),
+    ];
+    let output = output.into_iter().filter_map(|(stream, end)| {
+        let end = end.filter(|e| e.inline.is_none())?;
+        Some((stream, end.bytes, end.digest))
+    });
+    let files = artifact_ends(&message.artifacts)?;
+    let files = files.into_iter().map(|end| (Stream::Artifact(end.number), end.bytes, end.digest));
+    Ok(output.chain(files).filter(|(_, bytes, _)| *bytes > 0).collect())
 }
 
 /// Sends a receipt to the agent's live subject.

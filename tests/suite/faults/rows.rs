@@ -267,7 +267,7 @@ rows! {
     };
     disk_full_at_the_agent: "the agent's disk is full to the last byte, then has room again", |row| {
         if can_mount(row.name) {
-            full_disk(row, "agents/local-1/state", 24 * 1024);
+            full_disk(row, "agents/local-1/state", AGENT_DISK_MIB * 1024);
         }
     };
     disk_full_at_the_controller: "the controller's disk is full to the last byte, then has room again", |row| {
@@ -483,6 +483,9 @@ fn dropped_by_the_kernel(row: &Row) {
     judged(row, world);
 }
 
+/// An agent admits runs only with room for each slot's output and result beside what it keeps free.
+const AGENT_DISK_MIB: u32 = 640;
+
 fn full_disk(row: &Row, part: &str, kib: u32) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let small = tempfile::tempdir().unwrap();
@@ -553,7 +556,7 @@ fn cut_power_of_the_broker(row: &Row) {
 fn cut_power_of_the_agent(row: &Row) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let images = tempfile::tempdir().unwrap();
-    let mut all = vec![disk::Image::make(images.path(), 48)];
+    let mut all = vec![disk::Image::make(images.path(), AGENT_DISK_MIB)];
     let state = dir.path().join("up/agents/local-1/state");
     disk::lead(&state, &all[0].at);
     let mut world = World::in_folder(dir, 1, 20);

@@ -194,14 +194,18 @@ impl World {
         (said.code == 0).then(|| said.json())
     }
 
-    /// Waits until every run of the newest job is settled.
+    /// Waits until every run of every job so far is settled. Returns the newest job.
     pub fn wait_for_end(&self) -> Value {
-        let id = &self.accepted.last().unwrap().id;
-        let record = self.settled(id, Instant::now() + LIMIT);
-        record
-            .clone()
-            .filter(all_settled)
-            .unwrap_or_else(|| panic!("not within {LIMIT:?}: job {id} ends: {record:?}"))
+        let until = Instant::now() + LIMIT;
+        let mut last = Value::Null;
+        for accepted in &self.accepted {
+            let record = self.settled(&accepted.id, until);
+            last = record
+                .clone()
+                .filter(all_settled)
+                .unwrap_or_else(|| panic!("not within {LIMIT:?}: job {} ends: {record:?}", accepted.id));
+        }
+        last
     }
 
     /// Waits until every run of every job so far is settled.
