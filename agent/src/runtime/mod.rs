@@ -322,7 +322,11 @@ impl Agent {
                 self.runs.remove(&RunAttempt { run, attempt });
             }
             Milestone::GivenBack(run, attempt, before) => {
-                self.ask_after = self.ask_after.max(Instant::now() + self.pause.given_back());
+                let now = Instant::now();
+                // Several at once count as one. Before it is welcome an agent gives back what its restart cut off.
+                if self.open && now >= self.ask_after {
+                    self.ask_after = now + self.pause.given_back();
+                }
                 self.memory.give_back(&run, attempt, before);
                 self.runs.remove(&RunAttempt { run, attempt });
                 self.more = true;
