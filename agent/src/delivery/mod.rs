@@ -4,12 +4,14 @@
 //!   the incarnation and the counter.
 //! - [`memory`]: the same in memory, so that a decision needs no disk.
 //! - [`admit`]: what to do with a dispatch, a pure decision; [`turn`]: whether work that waits goes first.
-//! - [`room`]: whether there is room on the disk for another run.
+//! - [`room`]: whether there is room on the disk for another run; [`pause`] how long to ask for nothing when runs cannot
+//!   be started.
 //!
 //! This room starts no process and knows nothing of sandboxes.
 
 pub mod admit;
 pub mod journal;
 pub mod memory;
+pub mod pause;
 pub mod room;
 pub mod turn;

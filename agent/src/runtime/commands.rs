@@ -111,7 +111,7 @@ impl Agent {
             self.tell_soon = true;
         } else if asked.credit > 0 && answer.waiting > 0 && !self.took {
             // What waits was not given, or was lost on the way.
-            self.ask_after = Instant::now() + ASK_PAUSE;
+            self.ask_after = self.ask_after.max(Instant::now() + ASK_PAUSE);
         }
     }
 

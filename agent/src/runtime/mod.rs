@@ -46,6 +46,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::delivery::journal::Journal;
 use crate::delivery::memory::{Memory, Phase};
+use crate::delivery::pause::Pause;
 use crate::delivery::room::Measured;
 use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
@@ -112,6 +113,8 @@ struct Agent {
     questions: VecDeque<Asked>,
     /// No question before this.
     ask_after: Instant,
+    /// What is added to that when runs are given back.
+    pause: Pause,
     /// Whether a question is due in any case, for what it says is held here.
     reconcile: bool,
     /// Whether a dispatch was taken since the last question.
@@ -195,6 +198,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         asked: None,
         questions: VecDeque::new(),
         ask_after: Instant::now(),
+        pause: Pause::default(),
         reconcile: true,
         took: false,
         turn: Turn::new(),
@@ -304,7 +308,10 @@ impl Agent {
                 }
                 self.take_kept().await;
             }
-            Milestone::Started(run, attempt) => self.memory.advance(&run, attempt, Phase::Started),
+            Milestone::Started(run, attempt) => {
+                self.pause.started();
+                self.memory.advance(&run, attempt, Phase::Started);
+            }
             Milestone::Finished { run, attempt, bytes, since_ms } => {
                 self.memory.advance(&run, attempt, Phase::Finished);
                 self.owed.insert(RunAttempt { run, attempt }, (bytes, since_ms));
@@ -315,6 +322,11 @@ impl Agent {
                 self.runs.remove(&RunAttempt { run, attempt });
             }
             Milestone::GivenBack(run, attempt, before) => {
+                let now = Instant::now();
+                // Several at once count as one. Before it is welcome an agent gives back what its restart cut off.
+                if self.open && now >= self.ask_after {
+                    self.ask_after = now + self.pause.given_back();
+                }
                 self.memory.give_back(&run, attempt, before);
                 self.runs.remove(&RunAttempt { run, attempt });
                 self.more = true;
