@@ -22,7 +22,7 @@ use nix::sys::socket::MsgFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwrite;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{getpid, pipe2, read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
@@ -84,6 +84,7 @@ pub(super) fn run(
                 cpu_look: None,
                 started: None,
                 finished: None,
+                ended: None,
                 report: None,
             };
             let mut buffer = vec![0; BUFFER];
@@ -129,6 +130,8 @@ struct Attempt<'a> {
     cpu_look: Option<Instant>,
     started: Option<(Instant, u64)>,
     finished: Option<(Instant, u64)>,
+    /// How the main process ended, if others outlived it.
+    ended: Option<Ended>,
     report: Option<Report>,
 }
 
@@ -177,6 +180,7 @@ impl Attempt<'_> {
                 self.hear_stage(now);
             }
             if ready.init && self.hear_init(now) {
+                self.await_init();
                 break;
             }
             if ready.control {
@@ -320,7 +324,7 @@ impl Attempt<'_> {
             Word::Failed { error, layers } => (setup_failed(error), layers),
             Word::NotFound { what, layers } => (Outcome::NotFound { what }, layers),
             Word::ExecFailed { errno, message, layers } => (Outcome::ExecFailed { errno, message }, layers),
-            Word::Prepared(_) | Word::Go(_) | Word::MainEnded | Word::Report(_) => return,
+            Word::Prepared(_) | Word::Go(_) | Word::MainEnded(_) | Word::Report(_) => return,
         };
         self.layers = layers;
         self.progress.reason = Some(reason);
@@ -333,7 +337,8 @@ impl Attempt<'_> {
                 self.finished.get_or_insert_with(|| (now, unix_ms()));
                 self.report = Some(report);
             }
-            Ok(Some((Word::MainEnded, _))) => {
+            Ok(Some((Word::MainEnded(ended), _))) => {
+                self.ended = Some(ended);
                 self.finished = Some((now, unix_ms()));
                 self.alarm = deadline(now, self.plan.exit_grace_ms).map(|due| (due, Alarm::Kill));
             }
@@ -341,6 +346,17 @@ impl Attempt<'_> {
             Ok(None) | Err(_) => return true,
         }
         false
+    }
+
+    /// Waits until init, killed without a report (with the tree, for want of memory), is dead, and with it the tree. It
+    /// stays to be reaped, so that nobody else can have its number. A process that the kernel cannot end is not waited for.
+    fn await_init(&self) {
+        let how = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        let until = Instant::now() + INIT_LIMIT;
+        while waitid(Id::Pid(self.prepared.init), how) == Ok(WaitStatus::StillAlive) && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn hear_control(&mut self, now: Instant) {
@@ -429,7 +445,8 @@ impl Attempt<'_> {
             std::array::from_fn(|i| self.streams[i].finish(buffer));
         record.result_file =
             copy_result_file(&self.prepared.out, result_file, self.plan.limits.result_bytes, buffer);
-        let ended = self.report.map_or(Ended::Signaled(Signal::SIGKILL as i32), |report| report.ended);
+        let ended = self.report.map(|report| report.ended).or(self.ended);
+        let ended = ended.unwrap_or(Ended::Signaled(Signal::SIGKILL as i32));
         record.outcome =
             outcome(self.progress.cause, self.progress.reason.take(), self.started.is_some(), ended);
         record.started_at_unix_ms = self.started.map(|(_, unix)| unix);

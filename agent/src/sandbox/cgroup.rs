@@ -1,4 +1,4 @@
-//! Control groups: found and made by the launcher, one for each slot; joined by the stage before its plan comes;
+//! Control groups: found and made by the launcher, one for each slot; joined by the slot's forker, in which attempts are born;
 //! limited, read and watched by the keeper through descriptors that the launcher opened. Nothing below the
 //! launcher could open them itself, and the script has none.
 //!

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::cgroup::Controller;
+use super::forker::OWN_PROCESSES;
 use super::layer::{Hold, Layer, Layers};
 use super::plan::Limits;
 use super::step::{Step, StepError};
@@ -22,6 +23,8 @@ const WEIGHT: (&str, &str) = ("50", "512");
 pub(super) struct Group {
     /// `cgroup.procs` of each hierarchy, to be joined.
     join: Vec<File>,
+    /// Whether this process, and so each of its children, is in the group.
+    joined: bool,
     memory: Option<Memory>,
     pids: Option<Pids>,
     cpu: Option<Cpu>,
@@ -104,6 +107,7 @@ impl Group {
         let cpu_controlled = has(Controller::Cpu) && fs::write(folder.join("cpu.weight"), WEIGHT.0).is_ok();
         Group {
             join: vec![join],
+            joined: false,
             memory: memory.flatten(),
             pids: if has(Controller::Pids) { Pids::open(folder) } else { None },
             cpu: read(&folder.join("cpu.stat")).map(|account| Cpu { account, v2: true }),
@@ -165,23 +169,25 @@ impl Group {
         memory.chain(others.map(AsRawFd::as_raw_fd)).collect()
     }
 
-    /// The descriptors for [`Group::join`] alone.
-    pub(super) fn join_descriptors(&self) -> Vec<RawFd> {
-        self.join.iter().map(AsRawFd::as_raw_fd).collect()
+    /// Whether there is a group to be joined.
+    pub(super) fn is_there(&self) -> bool {
+        !self.join.is_empty()
     }
 
-    /// Puts the calling process, which must have one thread, into the group.
-    pub(super) fn join(&self) -> io::Result<()> {
-        self.join.iter().try_for_each(|procs| write_at(procs, "0"))
+    /// Puts the calling process, which must have one thread, into the group. Takes milliseconds.
+    pub(super) fn join(&mut self) -> io::Result<()> {
+        self.join.iter().try_for_each(|procs| write_at(procs, "0"))?;
+        self.joined = true;
+        Ok(())
     }
 
-    /// What holds once a process has joined and [`Group::begin`] has set the limits.
-    pub(super) fn layers(&self, joined: bool) -> Layers {
-        let hold = |there: bool| if joined && there { Hold::Enforced } else { Hold::Absent };
+    /// What holds for a process that was born in the group, once [`Group::begin`] has set the limits.
+    pub(super) fn layers(&self) -> Layers {
+        let hold = |there: bool| if there { Hold::Enforced } else { Hold::Absent };
         let parts = [
-            (Layer::CgroupMemory, hold(self.memory.is_some())),
-            (Layer::CgroupPids, hold(self.pids.is_some())),
-            (Layer::CgroupCpu, hold(self.cpu_controlled && self.cpu.is_some())),
+            (Layer::CgroupMemory, hold(self.limits_memory())),
+            (Layer::CgroupPids, hold(self.limits_processes())),
+            (Layer::CgroupCpu, hold(self.cpu_controlled && self.counts_cpu())),
         ];
         let whole = match parts.iter().filter(|(_, hold)| *hold == Hold::Enforced).count() {
             0 => Hold::Absent,
@@ -191,19 +197,19 @@ impl Group {
         parts.into_iter().chain([(Layer::Cgroup, whole)]).collect()
     }
 
-    /// Whether memory is limited by the group, so that no process needs a limit of its own.
+    /// Whether memory of this process is limited by the group, so that it needs no limit of its own.
     pub(super) fn limits_memory(&self) -> bool {
-        self.memory.is_some()
+        self.joined && self.memory.is_some()
     }
 
     /// Whether the number of processes is limited by the group.
     pub(super) fn limits_processes(&self) -> bool {
-        self.pids.is_some()
+        self.joined && self.pids.is_some()
     }
 
     /// Whether processor time of the tree is counted.
     pub(super) fn counts_cpu(&self) -> bool {
-        self.cpu.is_some()
+        self.joined && self.cpu.is_some()
     }
 
     /// Becomes readable when memory ran out and the kernel will kill only one process of the tree.
@@ -228,7 +234,8 @@ impl Group {
                 memory.limit(limits.memory_bytes).step(STEP, "memory limit")?;
             }
             if let Some(pids) = &self.pids {
-                write_at(&pids.max, &limits.processes.to_string()).step(STEP, "process limit")?;
+                let most = limits.processes.saturating_add(OWN_PROCESSES);
+                write_at(&pids.max, &most.to_string()).step(STEP, "process limit")?;
             }
             self.set = Some(wanted);
         }
@@ -290,7 +297,7 @@ impl Counters {
                 Some(peak) if peak >= limit => Some(peak),
                 other => other.map(|peak| peak.saturating_sub(self.memory)),
             },
-            pids_peak: rose(self.pids_peak, end.pids_peak),
+            pids_peak: rose(self.pids_peak, end.pids_peak).map(|peak| peak.saturating_sub(OWN_PROCESSES)),
             out_of_memory,
             out_of_processes: end.pids_refused > self.pids_refused,
         }
@@ -412,7 +419,7 @@ mod tests {
         let bomb =
             Counters { memory_peak: Some(100), oom_kills: 2, pids_peak: Some(9), pids_refused: 3, ..quiet };
         let used = before.until(&bomb, 100);
-        assert_eq!((used.memory_peak, used.pids_peak), (Some(100), Some(9)));
+        assert_eq!((used.memory_peak, used.pids_peak), (Some(100), Some(9 - OWN_PROCESSES)));
         assert!(used.out_of_memory && used.out_of_processes);
         let again = Counters { oom_kills: 3, ..bomb };
         assert_eq!(bomb.until(&again, 100).memory_peak, Some(100));
@@ -423,6 +430,6 @@ mod tests {
         let mut group = Group::default();
         assert!(group.join().is_ok() && group.descriptors().is_empty());
         assert!(group.begin(&Limits::default()).is_ok());
-        assert!(group.layers(true).values().all(|hold| *hold == Hold::Absent));
+        assert!(!group.is_there() && group.layers().values().all(|hold| *hold == Hold::Absent));
     }
 }

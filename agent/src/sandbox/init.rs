@@ -2,6 +2,7 @@
 //! becomes the script), reaps, passes TERM on, ends everything, and reports. It never reads a plan.
 #![forbid(unsafe_code)]
 
+use super::forker::Forker;
 use super::keeper::Setup;
 use super::landlock;
 use super::layer::{Layer, Layers};
@@ -23,7 +24,7 @@ use nix::sys::socket::MsgFlags;
 use nix::sys::time::TimeValLike;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// A sandbox that is complete but for what a plan decides, as its keeper holds it.
@@ -42,33 +43,62 @@ pub(super) struct Prepared {
     pub(super) layers: Layers,
 }
 
-/// Makes an init with its namespaces and waits until its stage is ready for a plan.
-pub(super) fn prepare(setup: &Setup, base: &Path, lock: &OwnedFd) -> Result<Prepared, StepError> {
+/// Makes an init with its namespaces and waits until its stage is ready for a plan. A slot with a control group has
+/// a `forker` in it, which is started if it is not there or dead.
+pub(super) fn prepare(
+    setup: &mut Setup,
+    base: &Path,
+    lock: &OwnedFd,
+    forker: &mut Option<Forker>,
+) -> Result<Prepared, StepError> {
     let (init_socket, init_end) = wire::pair().step("init", "socket pair")?;
     let (stage_socket, stage_end) = wire::pair().step("init", "socket pair")?;
-    match sys::fork_into(namespaces(setup).bits()).step("namespaces", "new namespaces for the attempt")? {
-        Fork::Child => enter(setup, base, &init_end, &stage_end, lock.as_raw_fd()),
-        Fork::Parent(init) => {
-            drop((init_end, stage_end));
-            match wire::receive::<Word>(stage_socket.as_fd(), MsgFlags::empty()) {
-                Ok(Some((Word::Prepared(layers), fds))) => match <[OwnedFd; 2]>::try_from(fds) {
-                    Ok([out, work]) => Ok(Prepared { init, init_socket, stage_socket, out, work, layers }),
-                    Err(_) => Err(StepError::other("init", "the stage did not send two folders")),
-                },
-                Ok(Some((Word::Failed { error, .. }, _))) => Err(error),
-                Ok(_) => Err(StepError::other("init", "the sandbox ended while it was being built")),
-                Err(errno) => Err(StepError::new("init", errno, "waiting for the sandbox")),
-            }
-            .inspect_err(|_| {
-                let _ = kill(init, Signal::SIGKILL);
-                let _ = waitpid(init, None);
-            })
+    let forked = if setup.group.is_there() {
+        fork_in_group(setup, base, lock, forker, [init_end.as_fd(), stage_end.as_fd()])?
+    } else {
+        match sys::fork_into(namespaces(setup).bits()) {
+            Ok(Fork::Child) => enter(setup, base, &init_end, &stage_end, lock.as_raw_fd()),
+            Ok(Fork::Parent(init)) => Ok(init),
+            Err(errno) => Err(errno),
         }
+    };
+    let init = forked.step("namespaces", "new namespaces for the attempt")?;
+    drop((init_end, stage_end));
+    match wire::receive::<Word>(stage_socket.as_fd(), MsgFlags::empty()) {
+        Ok(Some((Word::Prepared(layers), fds))) => match <[OwnedFd; 2]>::try_from(fds) {
+            Ok([out, work]) => Ok(Prepared { init, init_socket, stage_socket, out, work, layers }),
+            Err(_) => Err(StepError::other("init", "the stage did not send two folders")),
+        },
+        Ok(Some((Word::Failed { error, .. }, _))) => Err(error),
+        Ok(_) => Err(StepError::other("init", "the sandbox ended while it was being built")),
+        Err(errno) => Err(StepError::new("init", errno, "waiting for the sandbox")),
     }
+    .inspect_err(|_| {
+        let _ = kill(init, Signal::SIGKILL);
+        let _ = waitpid(init, None);
+    })
+}
+
+/// Has the slot's forker fork an init. One that is dead (killed with a run, for want of memory) is replaced, once.
+fn fork_in_group(
+    setup: &mut Setup,
+    base: &Path,
+    lock: &OwnedFd,
+    forker: &mut Option<Forker>,
+    ends: [BorrowedFd<'_>; 2],
+) -> Result<nix::Result<Pid>, StepError> {
+    if let Some(forked) = forker.as_ref().and_then(|forker| forker.fork(ends)) {
+        return Ok(forked);
+    }
+    *forker = None; // Its end is waited for before there is another.
+    let new = Forker::start(setup, base, lock)?;
+    let forked = new.fork(ends);
+    *forker = Some(new);
+    forked.ok_or_else(|| StepError::other("forker", "it ended while a sandbox was being built"))
 }
 
 /// The namespaces of an attempt; user and network belong to the keeper.
-fn namespaces(setup: &Setup) -> CloneFlags {
+pub(super) fn namespaces(setup: &Setup) -> CloneFlags {
     let mut flags = CloneFlags::empty();
     for (layer, flag) in [
         (Layer::Mount, CloneFlags::CLONE_NEWNS),
@@ -83,8 +113,8 @@ fn namespaces(setup: &Setup) -> CloneFlags {
     flags
 }
 
-/// The life of an init. It starts as a copy of its keeper and shares no memory with it.
-fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, stage: &OwnedFd, lock: RawFd) -> ! {
+/// The life of an init. It starts as a copy of whoever forked it and shares no memory with it.
+pub(super) fn enter(setup: &Setup, base: &Path, keeper: &OwnedFd, stage: &OwnedFd, lock: RawFd) -> ! {
     match build(setup, base, keeper, stage, lock) {
         Ok((main, signals)) => supervise(main, keeper, &signals),
         Err(error) => {
@@ -107,9 +137,7 @@ fn build(
     // dead already, its socket has ended and `supervise` sees that first.
     prctl::set_pdeathsig(Signal::SIGKILL).step("init", "asking for the keeper's death signal")?;
     // The slot's lock stays open here: the slot is busy until the whole tree is dead.
-    let mut keep = setup.group.join_descriptors();
-    keep.extend([keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]);
-    close_all_but(&keep).step("init", "closing descriptors")?;
+    close_all_but(&[keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]).step("init", "closing descriptors")?;
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
     let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
@@ -167,9 +195,9 @@ fn supervise(main: Pid, keeper: &OwnedFd, signals: &SignalFd) -> ! {
             state.report(keeper);
             sys::exit_now(0);
         }
-        if state.ended.is_some() && !told {
+        if let Some(ended) = state.ended.filter(|_| !told) {
             told = true;
-            let _ = wire::send(keeper.as_fd(), &Word::MainEnded, &[], MsgFlags::empty());
+            let _ = wire::send(keeper.as_fd(), &Word::MainEnded(ended), &[], MsgFlags::empty());
         }
         let mut fds =
             [PollFd::new(keeper.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -6,6 +6,7 @@
 use super::artifacts::NamedFiles;
 use super::attempt;
 use super::cgroup_group::Group;
+use super::forker::Forker;
 use super::init::{self, Prepared};
 use super::layer::Layer;
 use super::plan::Plan;
@@ -85,6 +86,7 @@ pub(super) struct Keeper {
     /// The box as attempts see it.
     base: PathBuf,
     prepared: Result<Prepared, StepError>,
+    forker: Option<Forker>,
     failures: u32,
 }
 
@@ -101,14 +103,15 @@ pub(super) enum FromLauncher {
 pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
     let notify = |notice: &Notice| wire::send(launcher.as_fd(), notice, &[], MsgFlags::empty());
     let built = build(setup, launcher.as_fd());
-    let (setup, lock, base) = match built {
+    let (mut setup, lock, base) = match built {
         Ok(parts) => parts,
         Err(error) => {
             let _ = notify(&Notice::Failed(error));
             sys::exit_now(1)
         }
     };
-    let prepared = init::prepare(&setup, &base, &lock);
+    let mut forker = None;
+    let prepared = init::prepare(&mut setup, &base, &lock, &mut forker);
     let notice = match &prepared {
         Ok(prepared) => Notice::Ready(prepared.layers.clone()),
         Err(error) => Notice::Failed(error.clone()),
@@ -118,7 +121,10 @@ pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
         sys::exit_now(1);
     }
     let launcher = Some(launcher);
-    Keeper { setup, launcher, client: None, stopping: false, lock, base, prepared, failures: 0 }.serve()
+    let (client, stopping, failures) = (None, false, 0);
+    let mut keeper = Keeper { setup, launcher, client, stopping, lock, base, prepared, forker, failures };
+    keeper.complain_of_forker();
+    keeper.serve()
 }
 
 impl Keeper {
@@ -173,7 +179,8 @@ impl Keeper {
             let _ = kill(dead.init, Signal::SIGKILL);
             let _ = waitpid(dead.init, None);
         }
-        self.prepared = init::prepare(&self.setup, &self.base, &self.lock);
+        self.prepared = init::prepare(&mut self.setup, &self.base, &self.lock, &mut self.forker);
+        self.complain_of_forker();
         match &self.prepared {
             Ok(_) => self.failures = 0,
             Err(error) => {
@@ -183,6 +190,16 @@ impl Keeper {
                     sys::exit_now(1);
                 }
             }
+        }
+    }
+
+    /// Logs, once, why the forker is not in the slot's control group. A launcher that ends removes the groups: then
+    /// nothing is wrong, and no plan will come.
+    fn complain_of_forker(&mut self) {
+        let Some(error) = self.forker.as_mut().and_then(|forker| forker.trouble.take()) else { return };
+        self.hear_launcher();
+        if self.launcher.is_some() && !self.stopping {
+            tracing::error!(slot = self.setup.slot, "{error}; limits hold for each process alone");
         }
     }
 

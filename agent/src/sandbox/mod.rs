@@ -6,7 +6,7 @@
 //! - `folder`, `client`: the agent's side. Asynchronous, holds no privileges, forks nothing.
 //! - `wire`: the messages between all of them.
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
-//! - `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
+//! - `forker`: where attempts are born. `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
 //! - `cgroup`, `cgroup_group`: control groups: where they are, and one slot's.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
@@ -23,6 +23,7 @@ mod cgroup;
 mod cgroup_group;
 mod client;
 mod folder;
+mod forker;
 mod init;
 mod keeper;
 mod landlock;

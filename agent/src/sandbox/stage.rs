@@ -60,11 +60,7 @@ pub(super) fn enter(
     landlock: Option<&Rules>,
 ) -> ! {
     let mut layers = verify::namespaces(setup, own_proc);
-    let joined = setup.group.join();
-    if let Err(error) = &joined {
-        tracing::error!(slot = setup.slot, %error, "the slot's control group cannot be joined");
-    }
-    layers.extend(setup.group.layers(joined.is_ok()));
+    layers.extend(setup.group.layers());
     if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
         tracing::error!("the bounding set could not be dropped");

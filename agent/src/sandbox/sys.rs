@@ -30,7 +30,8 @@ pub(super) fn fork() -> nix::Result<Fork> {
     }
 }
 
-/// Forks into new namespaces, given as `CLONE_NEW…` flags. The caller must have one thread.
+/// Forks into new namespaces, given as `CLONE_NEW…` flags; with `CLONE_PARENT` the child is its caller's sibling. The
+/// caller must have one thread.
 ///
 /// By `clone`, not `clone3`, whose flags a system call filter cannot read: the keeper's own refuses it.
 pub(super) fn fork_into(namespaces: c_int) -> nix::Result<Fork> {

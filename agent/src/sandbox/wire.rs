@@ -226,8 +226,8 @@ pub(super) enum Word {
         message: String,
         layers: Layers,
     },
-    /// The main process has ended, others are alive.
-    MainEnded,
+    /// The main process has ended so, others are alive. Init itself may be killed before it can report.
+    MainEnded(Ended),
     /// Nothing is alive any more.
     Report(Report),
 }

@@ -420,7 +420,7 @@ fn to() -> To {
 }
 
 fn from() -> From {
-    From { zone: zone(), agent: agent(), incarnation: incarnation(), counter: 41 }
+    From { zone: zone(), agent: agent(), incarnation: incarnation(), counter: 41, journal: Some(17) }
 }
 
 fn incarnation() -> Incarnation {

@@ -15,7 +15,6 @@ mod args;
 mod artifacts;
 mod backup;
 mod context;
-mod duration;
 pub mod error;
 pub mod exit;
 mod finish;
@@ -41,6 +40,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use sally_common::duration;
 
 use crate::client::Client;
 use crate::context::{Context, Store};

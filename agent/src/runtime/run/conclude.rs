@@ -13,7 +13,7 @@ use super::files::{CANCEL_ASKED, RESULT_JSON};
 use super::follow::Live;
 use super::{Run, artifacts};
 use crate::runtime::outcome::{self, Ending, Said};
-use crate::sandbox::{self, Event, ExitRecord};
+use crate::sandbox::{self, Event, ExitRecord, RunFolder};
 use crate::script::{self, Masker};
 
 impl Run {
@@ -28,7 +28,7 @@ impl Run {
         let record = live.folder.exit_record().ok().flatten().filter(|_| ended == Event::Exited);
         let counts = |f: fn(&ExitRecord) -> u64| record.as_ref().map_or(0, f);
         let dropped = (counts(|r| r.stdout.dropped), counts(|r| r.stderr.dropped));
-        let mut said = self.read_said(live, record.as_ref());
+        let mut said = read_said(&live.folder, record.as_ref(), self.withheld);
         for value in &said.masks {
             live.mask(value);
         }
@@ -63,22 +63,6 @@ impl Run {
         let mut said = Said::of(said, |text| mask_text(text, &live.masks));
         said.artifacts = artifacts::list(kept, named, record.is_some(), |text| mask_text(text, &live.masks));
         self.result(ending, record.as_ref(), said, stdout, stderr)
-    }
-
-    fn read_said(&self, live: &Live, record: Option<&ExitRecord>) -> script::ScriptResult {
-        let read =
-            |path: PathBuf| if self.withheld { Vec::new() } else { std::fs::read(path).unwrap_or_default() };
-        let (fd3, file) = (read(live.folder.result_path()), read(live.folder.result_file_path()));
-        let seen = |bytes: &[u8], count: Option<&sandbox::StreamCount>| {
-            count.map_or(bytes.len() as u64, |c| c.kept + c.dropped)
-        };
-        let fd3_seen = seen(&fd3, record.map(|r| &r.result));
-        let file_seen = seen(&file, record.and_then(|r| r.result_file.as_ref()));
-        script::read_result(
-            &script::Door { bytes: &fd3, seen: fd3_seen },
-            &script::Door { bytes: &file, seen: file_seen },
-            &script::ResultLimits::default(),
-        )
     }
 
     fn result(
@@ -152,12 +136,28 @@ fn lose_result(message: &mut ResultMessage, bytes: usize, error: &std::io::Error
     }
 }
 
+/// Reads what the script said through its two doors, or with `withheld` nothing of it.
+pub fn read_said(folder: &RunFolder, record: Option<&ExitRecord>, withheld: bool) -> script::ScriptResult {
+    let read = |path: PathBuf| if withheld { Vec::new() } else { std::fs::read(path).unwrap_or_default() };
+    let (fd3, file) = (read(folder.result_path()), read(folder.result_file_path()));
+    let seen = |bytes: &[u8], count: Option<&sandbox::StreamCount>| {
+        count.map_or(bytes.len() as u64, |c| c.kept + c.dropped)
+    };
+    let fd3_seen = seen(&fd3, record.map(|r| &r.result));
+    let file_seen = seen(&file, record.and_then(|r| r.result_file.as_ref()));
+    script::read_result(
+        &script::Door { bytes: &fd3, seen: fd3_seen },
+        &script::Door { bytes: &file, seen: file_seen },
+        &script::ResultLimits::default(),
+    )
+}
+
 fn empty() -> StreamEnd {
     StreamEnd::inline(b"", 0)
 }
 
 /// Takes values out of a text, also in the form in which they stand in JSON.
-pub(super) fn mask_text(text: &str, masks: &[String]) -> String {
+pub fn mask_text(text: &str, masks: &[String]) -> String {
     if masks.is_empty() {
         return text.to_owned();
     }

@@ -12,12 +12,12 @@
 #![forbid(unsafe_code)]
 
 mod artifacts;
-mod conclude;
+pub mod conclude;
 mod deliver;
 pub mod files;
 mod follow;
 pub mod secrets;
-mod start;
+pub mod start;
 
 use std::path::PathBuf;
 use std::sync::Arc;
