@@ -5,7 +5,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::jetstream::{self, stream::StorageType};
+use async_nats::jetstream::{
+    self,
+    stream::{Config, StorageType},
+};
 use async_nats::{Client, HeaderMap, Subscriber};
 use futures_util::StreamExt;
 use nix::sys::signal::{Signal, kill};
@@ -14,7 +17,7 @@ use sally::broker::config::StoreLimits;
 use sally::broker::find::{self, NatsServer, Search};
 use sally::broker::process::{Broker, BrokerSettings};
 use sally::broker::state::StateDir;
-use sally::broker::streams::{Change, Stream, provision};
+use sally::broker::streams::{self, Change, TASKS, provision};
 use sally::supervise::{ChildEvent, leftover};
 use sally_common::nats::accounts::{CONTROLLER_INBOX, Role, Trust, caller_inbox, is_caller_inbox};
 use sally_common::nats::connect::{Attempt, ConnectError, ConnectSettings, ConnectionEvent, connect};
@@ -79,13 +82,11 @@ impl Hub {
         self.user(Role::Agent { zone, agent }, None).await
     }
 
-    /// The controller with all streams.
+    /// The controller with its stream.
     async fn ready(&self) -> (User, jetstream::Context) {
         let controller = self.controller().await;
         let js = jetstream::new(controller.client.clone());
-        for stream in Stream::ALL {
-            provision(&js, "sally", stream).await.unwrap();
-        }
+        provision(&js, "sally").await.unwrap();
         (controller, js)
     }
 }
@@ -160,15 +161,15 @@ async fn nothing(subscriber: &mut Subscriber) {
     }
 }
 
-async fn messages(js: &jetstream::Context, stream: Stream) -> u64 {
-    js.get_stream(stream.name()).await.unwrap().cached_info().state.messages
+async fn messages(js: &jetstream::Context, stream: &str) -> u64 {
+    js.get_stream(stream).await.unwrap().cached_info().state.messages
 }
 
 /// Waits for the stream to hold this many.
-async fn holds(js: &jetstream::Context, stream: Stream, count: u64) {
+async fn holds(js: &jetstream::Context, stream: &str, count: u64) {
     let since = Instant::now();
     while messages(js, stream).await != count {
-        assert!(since.elapsed() < LIMIT, "{} has {}", stream.name(), messages(js, stream).await);
+        assert!(since.elapsed() < LIMIT, "{stream} has {}", messages(js, stream).await);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -206,7 +207,7 @@ async fn an_agent_writes_and_reads_nothing_else() {
         "sally.api.x",
         "_INBOX_ctl.x",
         "$JS.API.INFO",
-        "$JS.API.STREAM.DELETE.RESULTS",
+        "$JS.API.STREAM.DELETE.TASKS",
         "$JS.ACK.TASKS.x",
         "$SYS.REQ.SERVER.PING",
         "other",
@@ -233,8 +234,7 @@ async fn an_agent_writes_and_reads_nothing_else() {
         agent.refused(Attempt::Subscribe, subject).await;
     }
     nothing(&mut everything).await;
-    assert_eq!(messages(&js, Stream::Results).await, 0);
-    assert_eq!(messages(&js, Stream::Tasks).await, 0);
+    assert_eq!(messages(&js, TASKS).await, 0);
     hub.broker.stop().await;
 }
 
@@ -275,8 +275,8 @@ async fn a_direct_dispatch_without_its_agent_is_refused_at_once() {
     hub.broker.stop().await;
 }
 
-/// Design: an agent can make the *server* write its answer where the agent may not write, by naming that subject as the
-/// reply. No stream an agent writes to answers, so there is no answer to redirect.
+/// An agent could make the *server* write its answer where the agent may not write, by naming that subject as the
+/// reply. No stream takes what an agent writes, so there is no answer to redirect.
 #[tokio::test]
 async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
     let hub = Hub::start().await;
@@ -292,6 +292,10 @@ async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
     for victim in victims {
         hearers.push(controller.subscribe(victim).await);
     }
+    let mut heard = Vec::new();
+    for word in ["result", "state", "heartbeat"] {
+        heard.push(controller.subscribe(&format!("sally.{word}.dmz.a1")).await);
+    }
     let mut sent = 0;
     for reply in victims.into_iter().chain(["sally.live.dmz.a1"]) {
         for word in ["state", "result", "log", "heartbeat", "ask"] {
@@ -301,9 +305,11 @@ async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
         sent += 1;
     }
     agent.settled().await;
-    holds(&js, Stream::Results, sent).await;
-    holds(&js, Stream::States, sent).await;
-    holds(&js, Stream::Heartbeats, 1).await;
+    for hears in &mut heard {
+        for _ in 0..sent {
+            assert_eq!(&next(hears).await.payload[..], b"x");
+        }
+    }
     for hears in &mut hearers {
         nothing(hears).await;
     }
@@ -313,9 +319,12 @@ async fn a_reply_subject_of_an_agent_gets_no_answer_anywhere() {
         assert_eq!(next(&mut own).await.status, Some(async_nats::StatusCode::NO_RESPONDERS));
     }
     nothing(&mut own).await;
-    assert_eq!(messages(&js, Stream::Tasks).await, 0);
+    assert_eq!(messages(&js, TASKS).await, 0);
     hub.broker.stop().await;
 }
+
+/// Headers below that ask the broker for a trace.
+const TRACES: u32 = 3;
 
 /// The headers by which one message acts on others, or makes the server send more messages.
 #[tokio::test]
@@ -325,10 +334,11 @@ async fn no_header_of_an_agent_acts_on_anything_but_its_own_message() {
     let mut first = hub.agent("dmz", "a1").await;
     let mut evil = hub.agent("dmz", "a2").await;
     let mut live = first.subscribe("sally.live.dmz.a1").await;
+    let ack = js.publish("sally.task.dmz.a1", "true dispatch".into()).await.unwrap().await.unwrap();
+    assert_eq!(&next(&mut live).await.payload[..], b"true dispatch");
     let mut tasks = controller.subscribe("sally.task.>").await;
-    first.publish("sally.result.dmz.a1", "true result").await;
-    first.settled().await;
-    holds(&js, Stream::Results, 1).await;
+    let mut results = controller.subscribe("sally.result.dmz.a2").await;
+    let mut sent = 0;
     for (name, value) in [
         ("Nats-Rollup", "all"),
         ("Nats-Rollup", "sub"),
@@ -349,32 +359,57 @@ async fn no_header_of_an_agent_acts_on_anything_but_its_own_message() {
             let subject = format!("sally.{word}.dmz.a2");
             evil.client.publish_with_headers(subject, headers.clone(), "x".into()).await.unwrap();
         }
+        sent += 1;
     }
     evil.settled().await;
-    let results = js.get_stream(Stream::Results.name()).await.unwrap();
-    let kept = results.get_last_raw_message_by_subject("sally.result.dmz.a1").await.unwrap();
-    assert_eq!(&kept.payload[..], b"true result");
+    // They are ordinary messages to whoever listens, but for traces: those the broker takes or drops by itself.
+    evil.publish("sally.result.dmz.a2", "last").await;
+    let mut heard = 0;
+    while &next(&mut results).await.payload[..] != b"last" {
+        heard += 1;
+    }
+    assert!((sent - TRACES..=sent).contains(&heard), "{heard} of {sent}");
     nothing(&mut live).await;
     nothing(&mut tasks).await;
-    assert_eq!(messages(&js, Stream::Tasks).await, 0);
+    let stream = js.get_stream(TASKS).await.unwrap();
+    let kept = stream.get_last_raw_message_by_subject("sally.task.dmz.a1").await.unwrap();
+    assert_eq!((&kept.payload[..], kept.sequence), (&b"true dispatch"[..], ack.sequence));
+    assert_eq!(messages(&js, TASKS).await, 1);
     hub.broker.stop().await;
 }
 
+/// A broker that an earlier version provisioned has three more streams, which took what agents write. Nobody needs them;
+/// they answer nothing and stand in nobody's way.
 #[tokio::test]
-async fn results_are_kept_while_no_controller_is_there() {
+async fn the_streams_of_an_earlier_version_do_no_harm() {
     let hub = Hub::start().await;
-    drop(hub.ready().await);
+    let first = hub.controller().await;
+    let js = jetstream::new(first.client.clone());
+    for (name, word) in [("RESULTS", "result"), ("STATES", "state"), ("HEARTBEATS", "heartbeat")] {
+        let subjects = vec![format!("sally.{word}.>")];
+        let old = Config {
+            name: name.to_owned(),
+            subjects,
+            no_ack: true,
+            max_bytes: 48 << 20,
+            ..Config::default()
+        };
+        js.create_stream(old).await.unwrap();
+    }
+    let (mut controller, js) = hub.ready().await;
+    let mut results = controller.subscribe("sally.result.>").await;
+    let mut inbox = controller.subscribe("_INBOX_ctl.x").await;
     let mut agent = hub.agent("dmz", "a1").await;
-    agent.publish("sally.result.dmz.a1", "kept").await;
-    agent.publish("sally.heartbeat.dmz.a1", "1").await;
-    agent.publish("sally.heartbeat.dmz.a1", "2").await;
+    let mut live = agent.subscribe("sally.live.dmz.a1").await;
+    agent.client.publish_with_reply("sally.result.dmz.a1", "_INBOX_ctl.x", "once".into()).await.unwrap();
     agent.settled().await;
-    let (_controller, js) = hub.ready().await;
-    holds(&js, Stream::Results, 1).await;
-    let results = js.get_stream(Stream::Results.name()).await.unwrap();
-    let kept = results.get_last_raw_message_by_subject("sally.result.dmz.a1").await.unwrap();
-    assert_eq!(&kept.payload[..], b"kept");
-    holds(&js, Stream::Heartbeats, 1).await;
+    assert_eq!(&next(&mut results).await.payload[..], b"once");
+    holds(&js, "RESULTS", 1).await;
+    nothing(&mut results).await;
+    nothing(&mut inbox).await;
+    js.publish("sally.task.dmz.a1", "run".into()).await.unwrap().await.unwrap();
+    assert_eq!(&next(&mut live).await.payload[..], b"run");
+    assert_eq!(provision(&js, "sally").await.unwrap(), Change::None);
     hub.broker.stop().await;
 }
 
@@ -412,26 +447,23 @@ async fn provisioning_twice_changes_nothing_and_repairs_what_differs() {
     let hub = Hub::start().await;
     let controller = hub.controller().await;
     let js = jetstream::new(controller.client.clone());
-    for stream in Stream::ALL {
-        assert_eq!(provision(&js, "sally", stream).await.unwrap(), Change::Created, "{stream:?}");
-        assert_eq!(provision(&js, "sally", stream).await.unwrap(), Change::None, "{stream:?}");
-    }
-    let mut spoiled = Stream::Results.config("sally");
-    spoiled.no_ack = false;
+    assert_eq!(provision(&js, "sally").await.unwrap(), Change::Created);
+    assert_eq!(provision(&js, "sally").await.unwrap(), Change::None);
+    let mut spoiled = streams::config("sally");
     spoiled.allow_rollup = true;
     spoiled.max_age = Duration::from_secs(3600);
     js.update_stream(spoiled).await.unwrap();
-    assert_eq!(provision(&js, "sally", Stream::Results).await.unwrap(), Change::Updated);
-    let config = js.get_stream("RESULTS").await.unwrap().cached_info().config.clone();
-    assert!(config.no_ack && !config.allow_rollup);
+    assert_eq!(provision(&js, "sally").await.unwrap(), Change::Updated);
+    let config = js.get_stream(TASKS).await.unwrap().cached_info().config.clone();
+    assert!(!config.allow_rollup && config.max_age == streams::config("sally").max_age);
 
     // Storage cannot be changed: said, not ignored.
-    js.delete_stream("STATES").await.unwrap();
-    let mut other = Stream::States.config("sally");
+    js.delete_stream(TASKS).await.unwrap();
+    let mut other = streams::config("sally");
     (other.storage, other.max_bytes) = (StorageType::Memory, 1024);
     js.create_stream(other).await.unwrap();
-    let error = provision(&js, "sally", Stream::States).await.unwrap_err().to_string();
-    assert!(error.contains("STATES") && error.contains("memory"), "{error}");
+    let error = provision(&js, "sally").await.unwrap_err().to_string();
+    assert!(error.contains("TASKS") && error.contains("memory"), "{error}");
     hub.broker.stop().await;
 }
 

@@ -1,8 +1,8 @@
-//! The streams: made, and brought up to date, whenever a controller connects.
+//! The one stream: made, and brought up to date, whenever a controller connects.
 //!
-//! A stream is transport with history, never the record: everything here may be lost, and each has a bound. Streams that
-//! agents write to answer nobody (`no_ack`) and allow no header that acts on other messages: no rollup, no time to
-//! live, no schedule, no batch. What an agent names as its reply gets nothing.
+//! It carries dispatches from controllers to the agents' live subjects. It is transport with history, never the record:
+//! everything in it may be lost, and it has a bound. What agents write goes to no stream: whoever owes a message says it
+//! again until it is receipted, so nothing would read it back.
 
 use std::time::Duration;
 
@@ -15,67 +15,34 @@ const MIB: i64 = 1024 * 1024;
 /// The least that the server takes; no message of Sally's carries an id, so nothing needs to be remembered.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
-/// The streams Sally uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// Dispatches, written by controllers; each goes on to the agent's live subject.
-    Tasks,
-    /// Results, written by agents.
-    Results,
-    /// What agents say about attempts, written by agents.
-    States,
-    /// The last heartbeat of each agent, in memory.
-    Heartbeats,
-}
+/// The stream's name at the broker.
+pub const TASKS: &str = "TASKS";
 
-impl Stream {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tasks, Self::Results, Self::States, Self::Heartbeats];
-
-    /// The stream's name at the broker.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tasks => "TASKS",
-            Self::Results => "RESULTS",
-            Self::States => "STATES",
-            Self::Heartbeats => "HEARTBEATS",
-        }
-    }
-
-    /// Returns how the stream should be, for subjects that begin with `prefix`.
-    pub fn config(self, prefix: &str) -> Config {
-        let subject = |word: &str| format!("{prefix}.{word}.>");
-        let written_by_agents = |word: &str| Config {
-            name: self.name().to_owned(),
-            subjects: vec![subject(word)],
-            no_ack: true,
-            ..bounded()
-        };
-        match self {
-            Self::Tasks => Config {
-                name: self.name().to_owned(),
-                subjects: vec![subject("task")],
-                republish: Some(Republish {
-                    source: subject("task"),
-                    destination: subject("live"),
-                    headers_only: false,
-                }),
-                max_age: 7 * DAY,
-                max_bytes: 512 * MIB,
-                // One agent's backlog never pushes out another's.
-                max_messages_per_subject: 10_000,
-                ..bounded()
-            },
-            Self::Results => Config { max_age: 7 * DAY, max_bytes: 768 * MIB, ..written_by_agents("result") },
-            Self::States => Config { max_age: DAY, max_bytes: 128 * MIB, ..written_by_agents("state") },
-            Self::Heartbeats => Config {
-                storage: StorageType::Memory,
-                max_messages_per_subject: 1,
-                max_age: DAY,
-                max_bytes: 48 * MIB,
-                ..written_by_agents("heartbeat")
-            },
-        }
+/// Returns how the stream should be, for subjects that begin with `prefix`.
+pub fn config(prefix: &str) -> Config {
+    let subject = |word: &str| format!("{prefix}.{word}.>");
+    Config {
+        name: TASKS.to_owned(),
+        subjects: vec![subject("task")],
+        republish: Some(Republish {
+            source: subject("task"),
+            destination: subject("live"),
+            headers_only: false,
+        }),
+        max_age: 7 * DAY,
+        max_bytes: 512 * MIB,
+        // One agent's backlog never pushes out another's.
+        max_messages_per_subject: 10_000,
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::Old,
+        max_messages: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        num_replicas: 1,
+        duplicate_window: DUPLICATE_WINDOW,
+        deny_delete: true,
+        ..Config::default()
     }
 }
 
@@ -121,9 +88,9 @@ pub enum StreamsError {
 ///
 /// # Errors
 /// [`StreamsError`].
-pub async fn provision(js: &Context, prefix: &str, stream: Stream) -> Result<Change, StreamsError> {
-    let wanted = stream.config(prefix);
-    let name = stream.name();
+pub async fn provision(js: &Context, prefix: &str) -> Result<Change, StreamsError> {
+    let wanted = config(prefix);
+    let name = TASKS;
     let broker = |action: &'static str| move |cause: String| StreamsError::Broker { action, name, cause };
     let found = match js.get_stream(name).await {
         Ok(found) => found.cached_info().config.clone(),
@@ -143,26 +110,9 @@ pub async fn provision(js: &Context, prefix: &str, stream: Stream) -> Result<Cha
             wanted: place(wanted.storage),
         });
     }
-    let Some(config) = update(&found, &wanted) else { return Ok(Change::None) };
-    js.update_stream(config).await.map_err(|e| broker("update")(e.to_string()))?;
+    let Some(update) = update(&found, &wanted) else { return Ok(Change::None) };
+    js.update_stream(update).await.map_err(|e| broker("update")(e.to_string()))?;
     Ok(Change::Updated)
-}
-
-/// What every stream of Sally's has in common.
-fn bounded() -> Config {
-    Config {
-        retention: RetentionPolicy::Limits,
-        storage: StorageType::File,
-        discard: DiscardPolicy::Old,
-        max_messages: -1,
-        max_messages_per_subject: -1,
-        max_consumers: -1,
-        max_message_size: -1,
-        num_replicas: 1,
-        duplicate_window: DUPLICATE_WINDOW,
-        deny_delete: true,
-        ..Config::default()
-    }
 }
 
 /// Returns what to send so that `found` becomes `wanted`, or nothing when it is. What Sally has no opinion on (replicas,
@@ -206,32 +156,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_has_a_bound_and_all_fit_into_the_store_of_up() {
-        let sum = |storage: StorageType| -> i64 {
-            let configs = Stream::ALL.map(|stream| stream.config("sally"));
-            configs.iter().filter(|c| c.storage == storage).map(|c| c.max_bytes).sum()
-        };
-        for stream in Stream::ALL {
-            let config = stream.config("sally");
-            assert!(config.max_bytes > 0 && config.max_age > Duration::ZERO, "{}", config.name);
-        }
-        let limits = StoreLimits::default();
-        assert!(sum(StorageType::File).cast_unsigned() <= limits.file_bytes);
-        assert!(sum(StorageType::Memory).cast_unsigned() <= limits.memory_bytes);
-    }
-
-    #[test]
-    fn what_agents_write_is_never_answered() {
-        for stream in Stream::ALL {
-            let config = stream.config("sally");
-            assert_eq!(config.no_ack, stream != Stream::Tasks, "{}", config.name);
-            assert!(!config.allow_rollup && !config.allow_direct);
-        }
+    fn it_has_bounds_and_fits_into_the_store_of_up() {
+        let config = config("sally");
+        assert!(config.max_bytes > 0 && config.max_age > Duration::ZERO);
+        assert!(config.max_bytes.cast_unsigned() <= StoreLimits::default().file_bytes);
+        assert!(!config.allow_rollup && !config.allow_direct);
     }
 
     #[test]
     fn an_update_is_sent_only_when_something_of_ours_differs() {
-        let wanted = Stream::Results.config("sally");
+        let wanted = config("sally");
         let mut found = Config { num_replicas: 3, ..wanted.clone() };
         assert_eq!(update(&found, &wanted), None, "replicas are the operator's");
         found.allow_rollup = true;

@@ -42,7 +42,7 @@ use sally_common::wire::Envelope;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::broker::streams::{Stream, provision};
+use crate::broker::streams::provision;
 use crate::ledger::Ledger;
 use crate::store::{BlobSettings, Blobs, LogSettings, Logs};
 use fleet::Fleet;
@@ -223,23 +223,20 @@ async fn keep_streams(
             _ = stop.changed() => return,
         }
         done = tokio::select! {
-            done = provision_streams(&service) => done,
+            done = provision_stream(&service) => done,
             _ = stop.changed() => return,
         };
     }
 }
 
-/// Returns whether all are as they should be.
-async fn provision_streams(service: &Service) -> bool {
+/// Returns whether the stream is as it should be.
+async fn provision_stream(service: &Service) -> bool {
     let js = async_nats::jetstream::new(service.client.clone());
-    let mut done = true;
-    for stream in Stream::ALL {
-        if let Err(error) = provision(&js, service.prefix.as_str(), stream).await {
-            tracing::warn!(%error, stream = stream.name(), "cannot make a stream");
-            done = false;
-        }
+    let done = provision(&js, service.prefix.as_str()).await;
+    if let Err(error) = &done {
+        tracing::warn!(%error, "cannot make the stream");
     }
-    done
+    done.is_ok()
 }
 
 async fn subscribe(service: &Service, subject: String) -> Result<async_nats::Subscriber, ServiceError> {
