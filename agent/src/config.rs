@@ -131,8 +131,7 @@ pub struct ConfigError {
 /// Reads and checks a configuration file. Relative paths are relative to the file.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let fail = |problems: Vec<String>| ConfigError { path: path.display().to_string(), problems };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(vec![format!("cannot be read: {e}")]))?;
-    let written: Written = toml::from_str(&text).map_err(|e| fail(vec![e.to_string().trim().to_owned()]))?;
+    let written = read(path)?;
     let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let base = base.parent().unwrap_or(Path::new("/")).to_owned();
     check(written, &base).map_err(fail)
@@ -148,13 +147,7 @@ fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
     let prefix = prefix.map_err(|e| note("prefix", e.to_string())).ok();
     let key = SigningKey::read(&base.join(&written.key)).map_err(|e| note("key", e.to_string())).ok();
     let trust = read_trust(&base.join(&written.trust)).map_err(|e| note("trust", e)).ok();
-    let profiles = match &written.profiles {
-        None => vec![Profile::Strict],
-        Some(words) => words
-            .iter()
-            .filter_map(|word| word.parse().map_err(|e: String| note("profiles", e)).ok())
-            .collect(),
-    };
+    let profiles = profiles(&written, &mut note);
     let slots = written.slots.unwrap_or(DEFAULT_SLOTS);
     if !(1..=MAX_SLOTS).contains(&slots) {
         note("slots", format!("{slots} is not between 1 and {MAX_SLOTS}"));
@@ -226,6 +219,59 @@ fn check_storage(written: &WrittenStorage) -> Result<Storage, String> {
         return Err("spool_max_age_days = 0 would keep no result".into());
     }
     Ok(storage)
+}
+
+/// What a configuration says about scripts, without the agent's keys.
+#[derive(Debug, Clone)]
+pub struct ScriptPolicy {
+    /// The agent's name.
+    pub name: Agent,
+    /// Its zone.
+    pub zone: Zone,
+    /// Profiles that are allowed.
+    pub profiles: Vec<Profile>,
+    /// `[script.env]`.
+    pub script_env: Vec<(String, String)>,
+    /// `[limits]`.
+    pub limits: Limits,
+}
+
+/// Reads the part of a configuration that is about scripts. Reads no keys, so anyone may who may read the file.
+pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
+    let fail = |problems: Vec<String>| ConfigError { path: path.display().to_string(), problems };
+    let written = read(path)?;
+    let mut problems = Vec::new();
+    let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
+    let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
+    let zone = Zone::new(&written.zone).map_err(|e| note("zone", e.to_string())).ok();
+    let profiles = profiles(&written, &mut note);
+    let limits = limits(&written.limits, &mut note);
+    match (name, zone) {
+        (Some(name), Some(zone)) if problems.is_empty() => Ok(ScriptPolicy {
+            name,
+            zone,
+            profiles,
+            script_env: written.script.env.into_iter().collect(),
+            limits,
+        }),
+        _ => Err(fail(problems)),
+    }
+}
+
+fn read(path: &Path) -> Result<Written, ConfigError> {
+    let fail = |problem: String| ConfigError { path: path.display().to_string(), problems: vec![problem] };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    toml::from_str(&text).map_err(|e| fail(e.to_string().trim().to_owned()))
+}
+
+fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<Profile> {
+    match &written.profiles {
+        None => vec![Profile::Strict],
+        Some(words) => words
+            .iter()
+            .filter_map(|word| word.parse().map_err(|e: String| note("profiles", e)).ok())
+            .collect(),
+    }
 }
 
 /// The state folder that a configuration file names. Reads no keys, so anyone may who may read the file.

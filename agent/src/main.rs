@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sally_agent::local::Form;
 use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, close_memory, run_launcher};
 use sally_agent::{config, local, runtime, script};
 
@@ -48,6 +49,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
     },
+    /// Run a script on this host as a task would be run, without a broker, and show its record
+    Test(local::trial::TestArgs),
     /// Check a configuration file and say what is wrong with it
     Config {
         /// Configuration file
@@ -73,12 +76,6 @@ impl Place {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Form {
-    Table,
-    Json,
-}
-
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let name = args.next().map(PathBuf::from).unwrap_or_default();
@@ -99,6 +96,7 @@ fn main() -> ExitCode {
         }),
         Command::Resume { place } => in_place(&place, local::resume),
         Command::Status { place, output } => in_place(&place, |dir| show_status(dir, output)),
+        Command::Test(args) => test(&args),
         Command::Config { file } => done(config::load(&file).map(|_| ())),
     }
 }
@@ -129,6 +127,33 @@ fn show_status(dir: &Path, output: Form) -> Result<(), local::LocalError> {
     // Whoever closed the pipe wants no more.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
+}
+
+/// What a shell reports of a program whose reader went away.
+const PIPE_CLOSED: u8 = 141;
+
+fn test(args: &local::trial::TestArgs) -> ExitCode {
+    use std::io::Write as _;
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return done::<std::io::Error>(Err(error)),
+    };
+    let tried = match runtime.block_on(local::trial::run(args)) {
+        Ok(tried) => tried,
+        Err(error) => {
+            tracing::error!("{error}");
+            let is_usage = matches!(error, local::trial::TrialError::Usage(_));
+            return ExitCode::from(if is_usage { 2 } else { 1 });
+        }
+    };
+    let written = match args.output {
+        Form::Table => std::io::stderr().write_all(local::judged::summary(&tried.record).as_bytes()),
+        Form::Json => local::show::json(&local::trial::as_json(&tried.record)),
+    };
+    if tried.unread || written.is_err() {
+        return ExitCode::from(PIPE_CLOSED);
+    }
+    ExitCode::from(local::judged::exit_code(tried.record.state))
 }
 
 fn log_to_stderr() {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use crate::name::show;
 
@@ -32,7 +33,8 @@ macro_rules! text_id {
     };
 }
 
-/// A job: a ULID in lower case (time of submission, then 80 random bits), so ids sort by age.
+/// A job: a ULID in lower case (time of submission, then 80 random bits), so ids sort by age. Those of one
+/// controller process do so within a millisecond too.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
@@ -40,10 +42,18 @@ pub struct JobId(String);
 impl JobId {
     /// Makes a new id from the wall clock and the system's random source.
     pub fn generate(now_ms: i64) -> Self {
-        let time = u64::try_from(now_ms).unwrap_or(0);
-        let random: [u8; 16] = random_bytes();
-        let id = ulid::Ulid::from_parts(time, u128::from_be_bytes(random) & ((1 << 80) - 1));
-        Self(id.to_string().to_ascii_lowercase())
+        Self(fresh_ulid(now_ms).to_string().to_ascii_lowercase())
+    }
+
+    /// Makes a new id that sorts behind the one made before it: in the same millisecond, or one that the clock went back
+    /// to, the one before plus 1. `last` keeps that one; give it [`LastJobId::default`] once.
+    pub fn generate_after(last: &LastJobId, now_ms: i64) -> Self {
+        let mut last = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = fresh_ulid(now_ms);
+        // At the very end of a millisecond's ids the next one begins with the following millisecond.
+        let is_later = last.is_nil() || fresh.timestamp_ms() > last.timestamp_ms();
+        *last = if is_later { fresh } else { ulid::Ulid(last.0.saturating_add(1)) };
+        Self(last.to_string().to_ascii_lowercase())
     }
 
     /// The id as text, 26 characters.
@@ -56,6 +66,16 @@ impl JobId {
         RunId { job: self.clone(), index }
     }
 }
+
+fn fresh_ulid(now_ms: i64) -> ulid::Ulid {
+    let time = u64::try_from(now_ms).unwrap_or(0);
+    let random: [u8; 16] = random_bytes();
+    ulid::Ulid::from_parts(time, u128::from_be_bytes(random) & ((1 << 80) - 1))
+}
+
+/// The job id that one process made last, see [`JobId::generate_after`].
+#[derive(Debug, Default)]
+pub struct LastJobId(Mutex<ulid::Ulid>);
 
 impl FromStr for JobId {
     type Err = BadId;
@@ -247,6 +267,31 @@ mod tests {
         assert_eq!(a.as_str().parse::<JobId>(), Ok(a.clone()));
         let run = a.run(12);
         assert_eq!(run.to_string().parse::<RunId>(), Ok(run));
+    }
+
+    #[test]
+    fn ids_of_one_process_sort_in_the_order_in_which_they_were_made() {
+        let last = LastJobId::default();
+        // The same millisecond, a later one, one that the clock went back to, and before 1970.
+        let times = [5, 5, 5, 6, 6, 5, 4, 6, 7, 7, -1, 0, 8];
+        let ids: Vec<JobId> = times.iter().map(|now_ms| JobId::generate_after(&last, *now_ms)).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        assert!(ids.iter().all(|id| id.as_str().parse::<JobId>().as_ref() == Ok(id)));
+        let time = |id: &JobId| ulid::Ulid::from_string(id.as_str()).expect("an id").timestamp_ms();
+        assert_eq!(ids.iter().map(time).collect::<Vec<_>>(), [5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 8]);
+    }
+
+    #[test]
+    fn after_the_last_id_of_a_millisecond_comes_the_next_millisecond() {
+        let last = LastJobId(Mutex::new(ulid::Ulid::from_parts(5, u128::MAX)));
+        let id = JobId::generate_after(&last, 5);
+        assert_eq!(id.to_string(), ulid::Ulid::from_parts(6, 0).to_string().to_ascii_lowercase());
+    }
+
+    #[test]
+    fn the_first_id_of_a_process_is_random_whatever_the_clock_says() {
+        let first = || JobId::generate_after(&LastJobId::default(), 0);
+        assert_ne!(first(), first());
     }
 
     #[test]

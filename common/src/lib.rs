@@ -4,10 +4,12 @@
 //! [`key`] signs and verifies, [`subject`] builds and reads every subject, [`limit`] holds the
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
 //! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock,
+//! [`duration`] and [`text`] are how durations are written and how bytes of output become text,
 //! [`fail`] is where tests make programs fail.
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod duration;
 pub mod fail;
 pub mod id;
 pub mod json;
@@ -20,6 +22,7 @@ pub mod program;
 pub mod secret;
 pub mod selector;
 pub mod subject;
+pub mod text;
 pub mod trust;
 pub mod variable;
 pub mod wire;

@@ -22,6 +22,15 @@ pub const STREAM_CHUNK: usize = 256 * 1024;
 /// Bytes of one stream that an agent may have on the way without a receipt.
 pub const STREAM_WINDOW: u64 = 4 * 1024 * 1024;
 
+/// Files that one run may leave behind (design section 8).
+pub const ARTIFACTS_MAX: usize = 64;
+
+/// The same files together, bytes; an agent's configuration sets less.
+pub const ARTIFACT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Names, paths and errors of these files inside a result message, as JSON; what is beyond is counted.
+pub const ARTIFACT_LIST_MAX: usize = 48 * 1024;
+
 /// Output and result together that ride inside the result message; more is streamed.
 pub const INLINE_OUTPUT_MAX: usize = 64 * 1024;
 

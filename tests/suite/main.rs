@@ -9,6 +9,7 @@
 #![allow(unreachable_pub, reason = "one binary: every item is the suite's own")]
 
 mod agent_side;
+mod artifacts;
 mod bad_input;
 mod basics;
 mod by_hand;

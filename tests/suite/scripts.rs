@@ -179,7 +179,7 @@ fn results_and_events() {
         0,
     );
     assert_eq!((&run["changed"], &run["result_state"]), (&json!(true), &json!("absent")));
-    assert_eq!((&run["progress"]["done"], &run["progress"]["text"]), (&json!(3.0), &json!("t")));
+    assert_eq!((&run["progress"]["done"], &run["progress"]["text"]), (&json!(3), &json!("t")));
     let run = shell(&up, &[], r#"echo made > out.txt; echo '{"@artifact":"out.txt"}' >&3"#, 0);
     assert_eq!(run["artifacts"].as_array().unwrap().len(), 1, "{run}");
     let run = shell(&up, &[], r#"echo '{"@fail":{"code":"E_LOCK","text":"busy","retryable":true}}' >&3"#, 3);

@@ -1,11 +1,13 @@
 //! The journal: the agent's durable memory, one `redb` file written by one thread.
 //!
-//! It holds the incarnation, the counter, what is known of each run, and the spool: results
-//! without a receipt. Commands that arrive together are committed together, so a burst of runs
+//! It holds the incarnation, the counter, what is known of each run, the spool (results without a receipt), and how
+//! often it was written for good: a file that comes back as an older copy has a lower number than was told. Commands that arrive together are committed together, so a burst of runs
 //! costs one sync and not one each. A commit is on disk before its command is answered.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -101,6 +103,10 @@ pub struct Journal {
     incarnation: Incarnation,
     counter: u64,
     reserved: u64,
+    /// How often the file was written for good; the thread counts.
+    commits: Arc<AtomicU64>,
+    /// The same as it was found, until a controller has welcomed this process.
+    found: Option<u64>,
 }
 
 impl Journal {
@@ -109,20 +115,35 @@ impl Journal {
         let fail = |problem: String| JournalError::Open { path: path.to_owned(), problem };
         let mut database = open_database(path).map_err(fail)?;
         compact(path, &mut database).map_err(fail)?;
-        let (recovered, counter) = recover(&database).map_err(fail)?;
+        let (recovered, Numbers { counter, commits: found }) = recover(&database).map_err(fail)?;
         let reserved = counter + COUNTER_STEP;
-        commit(&database, &[Write::Counter { ahead: reserved }]).map_err(fail)?;
+        let now = commit(&database, &[Write::Counter { ahead: reserved }]).map_err(fail)?;
+        let commits = Arc::new(AtomicU64::new(now));
         let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn({
-                let mut store = Store { path: path.to_owned(), database: Some(database) };
+                let commits = commits.clone();
+                let mut store = Store { path: path.to_owned(), database: Some(database), commits };
                 move || serve(&mut store, &receiver)
             })
             .map_err(|e| fail(e.to_string()))?;
         let incarnation = recovered.incarnation;
         let (sender, thread) = (Some(sender), Some(thread));
-        Ok((Journal { sender, thread, incarnation, counter, reserved }, recovered))
+        let found = Some(found);
+        Ok((Journal { sender, thread, incarnation, counter, reserved, commits, found }, recovered))
+    }
+
+    /// How often the journal has been written for good, as a report says it: every number was on disk before. Until
+    /// [`Journal::welcomed`] it is the number that was found at opening. What is written since then would let an older
+    /// copy catch up with what was told before.
+    pub fn commits(&self) -> u64 {
+        self.found.unwrap_or_else(|| self.commits.load(Ordering::Acquire))
+    }
+
+    /// A controller has compared the number that was found, and lets this process work.
+    pub fn welcomed(&mut self) {
+        self.found = None;
     }
 
     /// The incarnation that the next number counts for.
@@ -234,6 +255,7 @@ impl Pending {
 struct Store {
     path: PathBuf,
     database: Option<Database>,
+    commits: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -242,11 +264,10 @@ impl Store {
             Some(database) => database,
             None => open_database(&self.path)?,
         };
-        let outcome = commit(&database, writes);
-        if outcome.is_ok() {
-            self.database = Some(database);
-        }
-        outcome
+        let commits = commit(&database, writes)?;
+        self.database = Some(database);
+        self.commits.store(commits, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -277,18 +298,25 @@ fn serve(store: &mut Store, receiver: &Receiver<Command>) {
     }
 }
 
-fn commit(database: &Database, writes: &[Write]) -> Result<(), String> {
+/// Writes, and returns how often that was done for good.
+fn commit(database: &Database, writes: &[Write]) -> Result<u64, String> {
     write_all(database, writes).map_err(|e| e.to_string())
 }
 
-fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
+fn write_all(database: &Database, writes: &[Write]) -> Result<u64, redb::Error> {
     let mut transaction = database.begin_write()?;
     // Receipts and forgetting may be lost: the result is then sent again, and receipted again.
     let lasting = writes.iter().any(|w| !matches!(w, Write::Receipt { .. } | Write::Prune { .. }));
     let durability = if lasting { Durability::Immediate } else { Durability::None };
     transaction.set_durability(durability)?;
+    let commits;
     {
         let mut meta = transaction.open_table(META)?;
+        // What may be lost does not count: a number that was told must be there after a crash.
+        commits = number(&meta, "commits")? + u64::from(lasting);
+        if lasting {
+            meta.insert("commits", commits.to_be_bytes().as_slice())?;
+        }
         let mut runs = transaction.open_table(RUNS)?;
         let mut spool = transaction.open_table(SPOOL)?;
         for write in writes {
@@ -328,7 +356,13 @@ fn write_all(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     sally_common::fail::io("agent.journal.commit")?;
     transaction.commit()?;
     sally_common::fail::point("agent.journal.committed");
-    Ok(())
+    Ok(commits)
+}
+
+/// A number of the journal's own; 0 if it was never written.
+fn number(meta: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<u64, redb::Error> {
+    let bytes = meta.get(key)?.and_then(|v| v.value().try_into().ok());
+    Ok(bytes.map_or(0, u64::from_be_bytes))
 }
 
 /// Notes the end of an attempt, unless a newer one is known: its mark must not be lost.
@@ -354,7 +388,13 @@ fn spool_key(run: &RunId, attempt: u32) -> String {
     format!("{run}.{attempt}")
 }
 
-fn recover(database: &Database) -> Result<(Recovered, u64), String> {
+/// The journal's own numbers, as they were found.
+struct Numbers {
+    counter: u64,
+    commits: u64,
+}
+
+fn recover(database: &Database) -> Result<(Recovered, Numbers), String> {
     let text = |e: redb::Error| e.to_string();
     let fresh = prepare(database).map_err(text)?;
     read_all(database, fresh).map_err(text)?
@@ -377,7 +417,7 @@ fn prepare(database: &Database) -> Result<bool, redb::Error> {
     Ok(fresh)
 }
 
-type Read = Result<(Recovered, u64), String>;
+type Read = Result<(Recovered, Numbers), String>;
 
 fn read_all(database: &Database, fresh: bool) -> Result<Read, redb::Error> {
     let transaction = database.begin_read()?;
@@ -386,8 +426,7 @@ fn read_all(database: &Database, fresh: bool) -> Result<Read, redb::Error> {
     let Some(incarnation) = incarnation.map(Incarnation::from_bytes) else {
         return Ok(Err("it has no incarnation".into()));
     };
-    let counter = meta.get("counter")?.and_then(|v| v.value().try_into().ok());
-    let counter = counter.map_or(0, u64::from_be_bytes);
+    let numbers = Numbers { counter: number(&meta, "counter")?, commits: number(&meta, "commits")? };
 
     let mut memory = Memory::default();
     for entry in transaction.open_table(RUNS)?.iter()? {
@@ -406,7 +445,7 @@ fn read_all(database: &Database, fresh: bool) -> Result<Read, redb::Error> {
         };
         spool.push(Spooled { run, attempt, body: value.value().to_vec() });
     }
-    Ok(Ok((Recovered { incarnation, fresh, memory, spool }, counter)))
+    Ok(Ok((Recovered { incarnation, fresh, memory, spool }, numbers)))
 }
 
 #[cfg(test)]

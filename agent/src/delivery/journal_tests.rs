@@ -101,7 +101,8 @@ fn a_file_that_failed_is_opened_anew() {
     let dir = dir();
     let path = dir.path().join("journal.redb");
     drop(open(&dir));
-    let mut store = Store { path: dir.path().join("absent/journal.redb"), database: None };
+    let path_of_none = dir.path().join("absent/journal.redb");
+    let mut store = Store { path: path_of_none, database: None, commits: Arc::default() };
     let job = JobId::generate(1);
     let write = || Write::Run { run: job.run(0), known: Known::new(1, Phase::Started, 10) };
     assert!(store.commit(&[write()]).is_err());
@@ -153,4 +154,49 @@ async fn many_at_once_share_a_commit() {
     }
     drop(journal);
     assert_eq!(open(&dir).1.memory.len(), 500);
+}
+
+#[tokio::test]
+async fn every_lasting_commit_is_counted_in_the_file_itself() {
+    let dir = dir();
+    let run = JobId::generate(1).run(0);
+    let told = {
+        let (mut journal, _) = open(&dir);
+        assert_eq!(journal.commits(), 0, "as it was found");
+        journal.welcomed();
+        let before = journal.commits();
+        journal.started(&run, 1, 10, Digest::of(b"")).wait().await.expect("written");
+        assert_eq!(journal.commits(), before + 1);
+        journal.finished(&run, 1, 10, b"body".to_vec()).wait().await.expect("written");
+        assert_eq!(journal.commits(), before + 2);
+        journal.receipted(&run, 1, 10, None).wait().await.expect("written");
+        journal.prune(vec![run.clone()]).wait().await.expect("written");
+        assert_eq!(journal.commits(), before + 2, "what may be lost does not count");
+        journal.commits()
+    };
+    assert!(open(&dir).0.commits() >= told, "what was told is found again");
+}
+
+#[tokio::test]
+async fn an_older_copy_does_not_catch_up_before_it_is_welcome() {
+    let dir = dir();
+    let run = JobId::generate(1).run(0);
+    let (file, copy) = (dir.path().join("journal.redb"), dir.path().join("copy"));
+    let told = {
+        let (mut journal, _) = open(&dir);
+        journal.welcomed();
+        std::fs::copy(&file, &copy).expect("copied while it is in use");
+        journal.started(&run, 1, 10, Digest::of(b"")).wait().await.expect("written");
+        journal.commits()
+    };
+    std::fs::copy(&copy, &file).expect("put back");
+    let (mut journal, recovered) = open(&dir);
+    assert!(recovered.memory.get(&run).is_none(), "it does not know what was started");
+    assert!(journal.commits() < told);
+    for n in 0..5 {
+        journal.finished(&run, n, 10, b"body".to_vec()).wait().await.expect("written");
+        assert!(journal.commits() < told, "its own commits do not hide that");
+    }
+    journal.welcomed();
+    assert!(journal.commits() > told);
 }

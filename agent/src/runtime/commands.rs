@@ -105,6 +105,7 @@ impl Agent {
         }
         if !self.open {
             self.open = true;
+            self.shared.journal().welcomed();
             self.more = true;
             // The first heartbeat may have been said before anyone listened.
             self.tell_soon = true;

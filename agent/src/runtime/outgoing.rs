@@ -2,6 +2,7 @@
 //! than it is received.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
@@ -17,8 +18,9 @@ use crate::script::Masker;
 /// A stream. What leaves the agent is the masked text: offsets, length and digest are of that.
 pub struct Outgoing {
     /// Its name on the wire.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     raw: PathBuf,
+    /// Held open while it is tailed. A file that is only sent is opened for each piece: many runs may owe many.
     raw_file: Option<File>,
     /// How far the raw file was read.
     raw_at: u64,
@@ -46,9 +48,9 @@ pub struct Piece {
 
 impl Outgoing {
     /// A stream that is kept in this file.
-    pub fn new(name: &'static str, raw: PathBuf) -> Self {
+    pub fn new(name: impl Into<Cow<'static, str>>, raw: PathBuf) -> Self {
         Self {
-            name,
+            name: name.into(),
             raw,
             raw_file: None,
             raw_at: 0,
@@ -159,6 +161,11 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Closes a file that has been read to its end; it is opened again for each piece.
+    pub fn let_go(&mut self) {
+        self.raw_file = None;
+    }
+
     /// Bytes that may be sent, so far.
     pub fn ready(&self) -> u64 {
         self.ready
@@ -172,17 +179,21 @@ impl Outgoing {
             return Ok(None);
         }
         let mut bytes = vec![0; length];
-        self.file()?.read_exact_at(&mut bytes, self.sent)?;
+        self.read_at(&mut bytes, self.sent)?;
         let offset = self.sent;
         self.sent += length as u64;
         Ok(Some(Piece { offset, bytes }))
     }
 
-    fn file(&self) -> io::Result<&File> {
-        self.masked
-            .as_ref()
-            .or(self.raw_file.as_ref())
-            .ok_or_else(|| io::Error::other("nothing was read yet"))
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.held() {
+            Some(file) => file.read_exact_at(bytes, offset),
+            None => File::open(&self.raw)?.read_exact_at(bytes, offset),
+        }
+    }
+
+    fn held(&self) -> Option<&File> {
+        self.masked.as_ref().or(self.raw_file.as_ref())
     }
 
     /// The controller has stored this much. It may ask for less than was sent: then it lost some.
@@ -204,7 +215,12 @@ impl Outgoing {
 
     /// Whether something was sent that is not stored.
     pub fn is_waiting(&self) -> bool {
-        self.sent > self.stored
+        self.under_way() > 0
+    }
+
+    /// Bytes that were sent and are not stored.
+    pub fn under_way(&self) -> u64 {
+        self.sent.saturating_sub(self.stored)
     }
 
     /// The end of a stream that went ahead as pieces.
@@ -218,14 +234,14 @@ impl Outgoing {
     /// # Errors
     /// It cannot be opened a second time.
     pub fn handle(&self) -> io::Result<File> {
-        self.file()?.try_clone()
+        self.held().map_or_else(|| File::open(&self.raw), File::try_clone)
     }
 
     /// The whole masked stream, for a result that carries it.
     pub fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.ready as usize];
         if self.ready > 0 {
-            self.file()?.read_exact_at(&mut bytes, 0)?;
+            self.read_at(&mut bytes, 0)?;
         }
         Ok(bytes)
     }
@@ -233,7 +249,7 @@ impl Outgoing {
 
 /// A stream whose result is already in the spool, from before a restart. Its masked copy, if any, is what
 /// was announced.
-pub fn reopen(name: &'static str, raw: &Path, end: &StreamEnd) -> io::Result<Outgoing> {
+pub fn reopen(name: impl Into<Cow<'static, str>>, raw: &Path, end: &StreamEnd) -> io::Result<Outgoing> {
     let mut stream = Outgoing::new(name, raw.to_owned());
     let masked = stream.masked_path();
     let path = if masked.exists() { masked } else { raw.to_owned() };

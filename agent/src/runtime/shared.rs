@@ -110,7 +110,8 @@ impl Shared {
         // The write ahead of the counter is asked for half a step early; nobody needs to wait for it.
         let (counter, _written) = journal.next_counter();
         let (zone, agent) = (self.config.zone.clone(), self.config.name.clone());
-        From { zone, agent, incarnation: journal.incarnation(), counter }
+        let (incarnation, journal) = (journal.incarnation(), Some(journal.commits()));
+        From { zone, agent, incarnation, counter, journal }
     }
 
     /// The size of the journal's file.

@@ -39,8 +39,8 @@ set       adds members to the result object. Objects of several calls merge, lat
           FILE may be - for standard input. A dot in KEY is just a dot. KEY cannot begin with @.
 progress  says how far the script is; shown live, the last one stays with the run.
 log       adds a line with a level to the run.
-artifact  lists a file in the result; the file itself is not collected yet. PATH is relative to the work
-          folder, or below $HOME.
+artifact  keeps a file, as it is when the run ends. PATH is relative to the work folder, or below $HOME; no
+          links, no folders. NAME is its name for the reader. Nothing is masked in it.
 mask      takes VALUE out of the run's output from now on; - reads it from standard input, where other
           processes do not see it. At least 4 bytes; each line of a longer text is masked too.
 changed   says whether the script changed anything.

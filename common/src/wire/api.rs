@@ -135,7 +135,7 @@ pub enum Call {
     Log {
         /// The run.
         run: RunId,
-        /// `stdout` or `stderr`.
+        /// `stdout`, `stderr` or `artifact-N`.
         stream: String,
         /// From this byte on.
         offset: u64,

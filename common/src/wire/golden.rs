@@ -420,7 +420,7 @@ fn to() -> To {
 }
 
 fn from() -> From {
-    From { zone: zone(), agent: agent(), incarnation: incarnation(), counter: 41 }
+    From { zone: zone(), agent: agent(), incarnation: incarnation(), counter: 41, journal: Some(17) }
 }
 
 fn incarnation() -> Incarnation {
@@ -662,7 +662,19 @@ fn streamed_result() -> ResultMessage {
 }
 
 fn artifact() -> Artifact {
-    Artifact { name: "report".into(), path: "out/report.html".into() }
+    Artifact { name: "report".into(), path: "out/report.html".into(), ..Artifact::default() }
+}
+
+fn result_with_artifacts() -> ResultMessage {
+    let kept = Artifact {
+        bytes: Some(6),
+        digest: Some(Digest::of(b"<html>")),
+        stream: Some("artifact-0".into()),
+        ..artifact()
+    };
+    let error = Some("there is no such file in the work folder".into());
+    let lost = Artifact { name: "gone".into(), path: "gone".into(), error, ..Artifact::default() };
+    ResultMessage { artifacts: vec![kept, lost], ..inline_result() }
 }
 
 fn failure() -> Failure {
@@ -702,6 +714,7 @@ fn reports() -> Vec<Sample> {
         signed("state-ended", Kind::State, 3, &state(ended)),
         signed("result-inline", Kind::Result, 3, &inline_result()),
         signed("result-streamed", Kind::Result, 3, &streamed_result()),
+        signed("result-artifacts", Kind::Result, 3, &result_with_artifacts()),
         signed("heartbeat", Kind::Heartbeat, 3, &heartbeat()),
         headed("log-chunk", None, &log, b"one line\nanother line\n"),
     ]

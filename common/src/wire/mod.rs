@@ -3,13 +3,14 @@
 //! In reading order: this file has the envelope (kind, key and signature in headers, the exact
 //! bytes as the body) and why a message is refused; [`order`] is what a caller signs, [`command`]
 //! what a controller tells an agent, [`report`] what an agent tells a controller, [`record`] what
-//! people and programs are shown, [`api`] the requests of callers to a controller.
+//! people and programs are shown, [`artifact`] the files that scripts leave behind, [`api`] the requests of callers to a controller.
 //!
 //! The types here are the wire's and nobody else's: rooms turn them into their own. A body names
 //! its version `v`; unknown fields are tolerated, so a new field is no new version. `golden/` pins
 //! the bytes.
 
 pub mod api;
+pub mod artifact;
 pub mod command;
 pub mod order;
 pub mod record;

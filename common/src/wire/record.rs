@@ -222,14 +222,7 @@ fn number<S: serde::Serializer>(value: &Option<f64>, s: S) -> Result<S::Ok, S::E
     }
 }
 
-/// A file that a program named.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Artifact {
-    /// Its name in the record.
-    pub name: String,
-    /// Its path as the program said it.
-    pub path: String,
-}
+pub use super::artifact::Artifact;
 
 /// What a run used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

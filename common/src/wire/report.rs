@@ -24,6 +24,10 @@ pub struct From {
     pub incarnation: Incarnation,
     /// Counts every signed report of this incarnation up; an older one is stale.
     pub counter: u64,
+    /// How often the journal has been written for good. Until a process has been welcomed it says the number that it
+    /// found in the file, so that a file older than what was heard before shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<u64>,
 }
 
 /// News of a run before its end.
@@ -233,7 +237,7 @@ pub struct LogChunk {
     pub run: RunId,
     /// The attempt.
     pub attempt: u32,
-    /// `stdout`, `stderr`, `result`.
+    /// `stdout`, `stderr`, `result`, `artifact-N`.
     pub stream: String,
     /// Where these bytes begin.
     pub offset: u64,

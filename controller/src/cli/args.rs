@@ -260,7 +260,8 @@ pub(super) struct WaitArgs {
     /// Show each line as it comes, with its agent's name
     #[arg(long)]
     pub stream: bool,
-    /// Write AGENT.out, AGENT.err and AGENT.json into this folder
+    /// Write AGENT.out, AGENT.err, AGENT.json, and the files that scripts left behind as
+    /// AGENT.artifacts/NAME, into this folder
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Say who would be reached with what, and submit nothing

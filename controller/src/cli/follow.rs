@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::live::{Live, gap_mark};
 use super::logs::{self, Place, Read, STREAMS};
-use super::{CliError, duration, fold, out, text};
+use super::{CliError, artifacts, duration, fold, out, text};
 use crate::client::{Client, Item, Watch};
 
 /// How often the status line's clock moves.
@@ -138,7 +138,9 @@ async fn take_run(
     if run.state.is_end() {
         if let Some(folder) = &wishes.folder {
             let twins = wishes.targets.iter().filter(|t| t.agent == run.agent).count() > 1;
-            save(client, folder, &run, twins).await?;
+            let name = if twins { format!("{}.{}", run.zone, run.agent) } else { run.agent.to_string() };
+            save(client, folder, &run, &name).await?;
+            artifacts::save(client, folder, &run, &name).await?;
         }
         if wishes.lines {
             out::json_line(&run)?;
@@ -148,14 +150,13 @@ async fn take_run(
     Ok(())
 }
 
-/// Writes `AGENT.out`, `AGENT.err` and `AGENT.json`; with the zone before it if two zones have the name.
+/// Writes `NAME.out`, `NAME.err` and `NAME.json`.
 async fn save(
     client: &Client,
     folder: &std::path::Path,
     run: &RunRecord,
-    twins: bool,
+    name: &str,
 ) -> Result<(), CliError> {
-    let name = if twins { format!("{}.{}", run.zone, run.agent) } else { run.agent.to_string() };
     let path = |ending: &str| folder.join(format!("{name}.{ending}"));
     let failed = |path: &std::path::Path, e: std::io::Error| {
         CliError::internal(format!("cannot write {}: {e}", path.display()))

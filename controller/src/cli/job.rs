@@ -14,7 +14,7 @@ use super::args::{Format, OutputArgs};
 use super::follow::{Followed, Wishes, follow};
 use super::live::{Live, Look};
 use super::logs::{self, After, STREAMS};
-use super::{CliError, Exit, Session, duration, finish, format, out, retry, run, text};
+use super::{CliError, Exit, Session, artifacts, duration, finish, format, out, retry, run, text};
 use crate::client::Client;
 
 /// Look at jobs, follow them, cancel them. An ID may be shortened; `latest` is the newest job.
@@ -36,6 +36,10 @@ pub enum JobCommand {
     Logs(LogsArgs),
     /// Print a job's structured results: one run the bare JSON, several a line each
     Result(ResultArgs),
+    /// List the files that a job's scripts left behind, or write them into a folder
+    ///
+    /// For example: sally job artifacts latest --output-dir ./files
+    Artifacts(artifacts::ArtifactsArgs),
     /// Cancel what has not ended: TERM, then KILL after the task's grace
     ///
     /// For example: sally job cancel latest --hard, or, before the job exists or when its answer was lost:
@@ -163,6 +167,7 @@ pub(super) async fn job(session: &Session, command: JobCommand) -> Result<Exit, 
         JobCommand::Watch(args) => watch(&client, &args).await,
         JobCommand::Logs(args) => logs(&client, &args).await,
         JobCommand::Result(args) => result(&client, &args).await,
+        JobCommand::Artifacts(args) => artifacts::artifacts(&client, &args).await,
         JobCommand::Cancel(args) => cancel(&client, args).await,
         JobCommand::Retry(args) => retry::retry(&client, *args).await,
         JobCommand::Wait(args) => wait(&client, &args).await,

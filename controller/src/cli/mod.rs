@@ -3,7 +3,7 @@
 //! In reading order: this file has the commands and hands each to its file; `args` are the flags that
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
-//! `live` for output as it comes and `finish` for the end; `job` with `retry`, `agent` with `upkeep`, and
+//! `live` for output as it comes and `finish` for the end; `job` with `retry` and `artifacts`, `agent` with `upkeep`, and
 //! `context` are the other nouns; `backup` has two verbs of its own. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
@@ -12,9 +12,9 @@
 
 mod agent;
 mod args;
+mod artifacts;
 mod backup;
 mod context;
-mod duration;
 pub mod error;
 pub mod exit;
 mod finish;
@@ -40,6 +40,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use sally_common::duration;
 
 use crate::client::Client;
 use crate::context::{Context, Store};

@@ -1,44 +1,11 @@
 //! Makes what scripts and agents say safe to show: it cannot drive the reader's terminal.
 
 use encoding_rs::{CoderResult, Decoder, Encoding};
+pub(super) use sally_common::text::{sanitise, sanitise_json};
 
-/// Replaces every control character but line feed and tab by an escape like `\x1b`.
-pub(super) fn sanitise(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c == '\n' || c == '\t' || !is_dangerous(c) {
-            shown.push(c);
-        } else if (c as u32) < 0x100 {
-            shown.push_str(&format!("\\x{:02x}", c as u32));
-        } else {
-            shown.push_str(&format!("\\u{{{:x}}}", c as u32));
-        }
-    }
-    shown
-}
-
-/// The same on one line.
+/// [`sanitise`] on one line.
 pub(super) fn sanitise_line(text: &str) -> String {
     sanitise(text).replace('\n', "\\n").replace('\t', "\\t")
-}
-
-/// JSON that says the same and cannot drive a terminal. Line feeds between values stay: inside a string JSON has none.
-pub(super) fn sanitise_json(json: &str) -> String {
-    let mut shown = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c == '\n' || c == '\t' || c == '\r' || !is_dangerous(c) {
-            shown.push(c);
-        } else {
-            shown.push_str(&format!("\\u{:04x}", c as u32));
-        }
-    }
-    shown
-}
-
-/// C0, DEL, C1, and what turns the direction of text.
-fn is_dangerous(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Reads an encoding's name, as in `--encoding gb18030`.

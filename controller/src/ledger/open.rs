@@ -18,7 +18,7 @@ use super::error::{LedgerError, explain};
 use super::row::parse;
 
 /// The schema's version in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// `SALY`, in `PRAGMA application_id`: tells a ledger from other SQLite files.
 const APPLICATION_ID: i64 = 0x5341_4c59;
@@ -130,9 +130,9 @@ async fn prepare(path: &Path, db: &mut SqliteConnection) -> Result<(), LedgerErr
             Err(LedgerError::Newer { path: path.into(), found, known: VERSION })
         }
         (_, APPLICATION_ID, VERSION) => check(path, db).await,
-        (_, APPLICATION_ID, 1) => {
+        (_, APPLICATION_ID, found @ 1..VERSION) => {
             check(path, db).await?;
-            upgrade(db).await.map_err(fail)
+            upgrade(db, found).await.map_err(fail)
         }
         _ => Err(LedgerError::Foreign { path: path.into() }),
     }
@@ -150,10 +150,13 @@ async fn create(db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     tx.commit().await
 }
 
-/// Brings a ledger of version 1 up to date, in one transaction.
-async fn upgrade(db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+/// Brings an older ledger up to date, step by step in one transaction.
+async fn upgrade(db: &mut SqliteConnection, found: i64) -> Result<(), sqlx::Error> {
+    let steps = [(2, include_str!("upgrade-2.sql")), (3, include_str!("upgrade-3.sql"))];
     let mut tx = db.begin().await?;
-    sqlx::raw_sql(include_str!("upgrade-2.sql")).execute(&mut *tx).await?;
+    for (_, step) in steps.into_iter().filter(|(version, _)| *version > found) {
+        sqlx::raw_sql(step).execute(&mut *tx).await?;
+    }
     tx.commit().await
 }
 

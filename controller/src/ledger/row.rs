@@ -27,7 +27,7 @@ pub(super) const RUN_WIDTH: usize = 27;
 
 /// The columns of an agent in the order of [`agent`].
 pub(super) const AGENT: &str = "'agent', zone, name, agent_key, incarnation, counter, labels, heartbeat, \
-     first_seen_ms, last_seen_ms";
+     first_seen_ms, last_seen_ms, journal";
 
 type Db<T> = Result<T, sqlx::Error>;
 
@@ -149,6 +149,7 @@ pub(super) fn agent(row: &SqliteRow) -> Db<AgentRow> {
         heartbeat: row.try_get(7)?,
         first_seen_ms: row.try_get(8)?,
         last_seen_ms: row.try_get(9)?,
+        journal: number(row, 10)?,
     })
 }
 

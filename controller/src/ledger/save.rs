@@ -251,11 +251,11 @@ fn agents(out: &mut Vec<Piece>, work: &Work<'_>) {
     }
     let dirty: Vec<&AgentRow> = work.agents.values().filter(|a| a.dirty).map(|a| &a.value).collect();
     let head = "INSERT INTO agents (zone, name, agent_key, incarnation, counter, labels, heartbeat, \
-                first_seen_ms, last_seen_ms) VALUES ";
+                first_seen_ms, last_seen_ms, journal) VALUES ";
     let tail = " ON CONFLICT (zone, name) DO UPDATE SET incarnation = excluded.incarnation, \
                 counter = excluded.counter, labels = excluded.labels, heartbeat = excluded.heartbeat, \
-                last_seen_ms = excluded.last_seen_ms";
-    rows(out, &dirty, &(head.to_owned(), 9), tail, |args, agent| {
+                last_seen_ms = excluded.last_seen_ms, journal = excluded.journal";
+    rows(out, &dirty, &(head.to_owned(), 10), tail, |args, agent| {
         args.add(agent.zone.as_str())
             .add(agent.name.as_str())
             .add(agent.agent_key.to_string())
@@ -264,6 +264,7 @@ fn agents(out: &mut Vec<Piece>, work: &Work<'_>) {
             .add(serde_json::to_string(&agent.labels).unwrap_or_default())
             .add(agent.heartbeat.as_str())
             .add(agent.first_seen_ms)
-            .add(agent.last_seen_ms);
+            .add(agent.last_seen_ms)
+            .add_u64(agent.journal);
     });
 }

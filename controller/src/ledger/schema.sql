@@ -1,4 +1,4 @@
--- Version 2. Times are Unix milliseconds. A run's wide columns are small; what is large stands in tables of
+-- Version 3. Times are Unix milliseconds. A run's wide columns are small; what is large stands in tables of
 -- its own, so that lists of jobs and runs read few pages.
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
@@ -107,6 +107,8 @@ CREATE TABLE agents (
     heartbeat TEXT NOT NULL,
     first_seen_ms BIGINT NOT NULL,
     last_seen_ms BIGINT NOT NULL,
+    -- How often its journal was written, as it said; 0: it never said.
+    journal BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (zone, name)
 );
 CREATE TABLE drained (

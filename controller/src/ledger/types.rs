@@ -569,6 +569,8 @@ pub struct AgentSeen {
     pub heartbeat: String,
     /// When it arrived, by the controller's clock.
     pub seen_ms: i64,
+    /// The highest that this incarnation has said of how often its journal was written; 0 if it never did.
+    pub journal: u64,
 }
 
 /// The answer to a heartbeat.
@@ -610,4 +612,6 @@ pub struct AgentRow {
     pub first_seen_ms: i64,
     /// The last heartbeat, by the controller's clock.
     pub last_seen_ms: i64,
+    /// The highest that this incarnation has said of how often its journal was written; 0 if it never did.
+    pub journal: u64,
 }

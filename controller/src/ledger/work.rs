@@ -403,7 +403,7 @@ impl<'a> Work<'a> {
     }
 
     fn seen(&mut self, seen: &AgentSeen) -> Seen {
-        let fresh = |first_seen_ms: i64| AgentRow {
+        let fresh = |first_seen_ms: i64, journal: u64| AgentRow {
             zone: seen.zone.clone(),
             name: seen.name.clone(),
             agent_key: seen.agent_key.clone(),
@@ -413,10 +413,11 @@ impl<'a> Work<'a> {
             heartbeat: seen.heartbeat.clone(),
             first_seen_ms,
             last_seen_ms: seen.seen_ms,
+            journal,
         };
         let key = (seen.zone.clone(), seen.name.clone());
         let Some(row) = self.agents.get_mut(&key) else {
-            self.agents.insert(key, Row { value: fresh(seen.seen_ms), dirty: true });
+            self.agents.insert(key, Row { value: fresh(seen.seen_ms, seen.journal), dirty: true });
             return Seen::New;
         };
         let before = row.value.incarnation;
@@ -427,7 +428,9 @@ impl<'a> Work<'a> {
             () => Seen::Updated,
         };
         let first = row.value.first_seen_ms;
-        *row.write() = fresh(first);
+        // Another journal counts by itself.
+        let heard = if before == seen.incarnation { row.value.journal } else { 0 };
+        *row.write() = fresh(first, heard.max(seen.journal));
         answer
     }
 

@@ -267,6 +267,7 @@ async fn runs(
         };
         size += record.stdout.len() + record.stderr.len() + 1024;
         size += record.result.as_ref().map_or(0, |r| r.get().len());
+        size += record.artifacts.iter().map(|a| a.name.len() + a.path.len() + 256).sum::<usize>();
         page.runs.push(record);
     }
     Ok(page)
@@ -283,11 +284,15 @@ async fn log(
         || ApiError { code: ErrorCode::NotFound, message: format!("there is no run {run}"), hint: None };
     let row = row.ok_or_else(not_found)?;
     let stream = stream.parse::<Stream>().ok().filter(|s| *s != Stream::Result);
-    let stream = stream.ok_or_else(|| usage("a stream is stdout or stderr".into(), None))?;
+    let stream = stream.ok_or_else(|| usage("a stream is stdout, stderr or artifact-N".into(), None))?;
     let ended = row.state.is_end();
     let report = if ended { service.ledger.report_of(run).await.map_err(internal)? } else { None };
     let message = report.as_ref().and_then(records::result_message);
-    let end = message.as_ref().map(|m| if stream == Stream::Stdout { &m.stdout } else { &m.stderr });
+    let end = message.as_ref().and_then(|m| match stream {
+        Stream::Stdout => Some(&m.stdout),
+        Stream::Stderr => Some(&m.stderr),
+        Stream::Result | Stream::Artifact(_) => None,
+    });
     let dropped = end.map_or(0, |e| e.dropped);
     if let Some(bytes) = end.and_then(|e| e.inline_bytes()) {
         let at = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());

@@ -11,7 +11,7 @@ use sally_common::selector::{Targets, is_glob, pattern_matches};
 use sally_common::wire::api::{ApiError, ErrorCode, Target};
 use sally_common::wire::command::To;
 use sally_common::wire::record::{AgentRecord, AgentState};
-use sally_common::wire::report::{AgentCondition, Heartbeat};
+use sally_common::wire::report::{AgentCondition, From, Heartbeat};
 
 use super::presence::Presence;
 use super::settings::Enrolled;
@@ -24,6 +24,17 @@ const HINT_MAX_MS: i64 = 60_000;
 /// What is wrong with an agent whose journal and key two processes use.
 pub const TWO_PROCESSES: &str = "two processes use this identity: stop one of them, and enroll its host anew";
 
+/// What a process that has just started must be above: else its journal is an older copy of what spoke before.
+#[derive(Debug, Clone, Default)]
+pub struct Floor {
+    /// The process.
+    instance: Option<Nonce>,
+    /// The counter that was heard before it spoke.
+    counter: u64,
+    /// Whether it was found to be above, and let work.
+    welcome: bool,
+}
+
 /// One agent.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -33,8 +44,10 @@ pub struct Member {
     pub incarnation: Option<Incarnation>,
     /// The counter of the last report.
     pub counter: u64,
-    /// The process that speaks, and the counter that was heard before it did: it must be above that.
-    pub floor: (Option<Nonce>, u64),
+    /// The highest that this journal has said of how often it was written; 0 if it never did.
+    pub journal: u64,
+    /// The process that speaks.
+    pub floor: Floor,
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
     /// When anything signed was last heard, by the controller's wall clock.
@@ -68,7 +81,8 @@ impl Member {
             enrolled,
             incarnation: None,
             counter: 0,
-            floor: (None, 0),
+            journal: 0,
+            floor: Floor::default(),
             heartbeat: None,
             seen_ms: None,
             drained: false,
@@ -99,17 +113,53 @@ impl Member {
         true
     }
 
-    /// The counter that this process must be above: an older copy of the journal is not. Of the same process
-    /// questions and heartbeats may overtake each other.
-    pub fn floor(&self, instance: Option<Nonce>) -> u64 {
-        if instance.is_some() && self.floor.0 == instance { self.floor.1 } else { self.counter }
+    /// A process speaks for it.
+    pub fn speaks(&mut self, instance: Nonce, incarnation: Incarnation) {
+        if self.floor.instance != Some(instance) {
+            let counter = if self.incarnation == Some(incarnation) { self.counter } else { 0 };
+            self.floor = Floor { instance: Some(instance), counter, welcome: false };
+        }
     }
 
-    /// It speaks with this journal now; the counter of another one says nothing of it.
-    pub fn is_now(&mut self, incarnation: Incarnation) {
-        if self.incarnation != Some(incarnation) {
-            (self.incarnation, self.counter, self.floor.1) = (Some(incarnation), 0, 0);
+    /// Whether a process that has just started and says this has an older copy of the journal.
+    pub fn is_old_copy(&self, from: &From, instance: Option<Nonce>) -> bool {
+        if self.incarnation != Some(from.incarnation) {
+            return false;
         }
+        // Of the same process questions and heartbeats may overtake each other.
+        let same = instance.is_some() && self.floor.instance == instance;
+        let counter = if same { self.floor.counter } else { self.counter };
+        // Until it is welcome it says what it found in its file; whatever is above that was said before by another.
+        let journal = if same && self.floor.welcome { 0 } else { self.journal };
+        from.counter < counter || from.journal.is_some_and(|found| found < journal)
+    }
+
+    /// It works with this journal now; the numbers of another one say nothing of it.
+    pub fn is_now(&mut self, from: &From) {
+        if self.incarnation != Some(from.incarnation) {
+            self.incarnation = Some(from.incarnation);
+            (self.counter, self.journal, self.floor.counter) = (0, 0, 0);
+        }
+        self.counter = self.counter.max(from.counter);
+        self.heard_journal(from);
+    }
+
+    /// Keeps the highest that its journal has said of itself, in whatever report.
+    pub fn heard_journal(&mut self, from: &From) {
+        if self.incarnation == Some(from.incarnation) {
+            self.journal = self.journal_of(from);
+        }
+    }
+
+    /// The highest that a report's journal has said of itself, this report among them.
+    pub fn journal_of(&self, from: &From) -> u64 {
+        let heard = if self.incarnation == Some(from.incarnation) { self.journal } else { 0 };
+        heard.max(from.journal.unwrap_or(0))
+    }
+
+    /// A process was let work.
+    pub fn is_welcome(&mut self, instance: Option<Nonce>) {
+        self.floor.welcome |= instance.is_some() && self.floor.instance == instance;
     }
 
     /// It has asked, and so many dispatches wait beyond what it was sent.
@@ -198,6 +248,7 @@ impl Fleet {
             {
                 member.incarnation = Some(row.incarnation);
                 member.counter = row.counter;
+                member.journal = row.journal;
                 member.heartbeat = serde_json::from_str(&row.heartbeat).ok();
                 member.seen_ms = Some(row.last_seen_ms);
             }
@@ -332,5 +383,83 @@ mod tests {
         check(&["web-9"], Err(ErrorCode::NoTarget));
         check(&["web-2", "web-9"], Err(ErrorCode::NoTarget));
         check(&["db-*"], Err(ErrorCode::NoTarget));
+    }
+
+    fn from(incarnation: u8, counter: u64, journal: Option<u64>) -> From {
+        let incarnation = Incarnation::from_bytes([incarnation; 16]);
+        From {
+            zone: Zone::new("dmz").expect("name"),
+            agent: Agent::new("web-1").expect("name"),
+            incarnation,
+            counter,
+            journal,
+        }
+    }
+
+    /// A member whose process has been welcomed, and said last that its journal was written 50 times.
+    fn member() -> (Member, Nonce) {
+        let fleet = fleet(&[("dmz", "web-1")]);
+        let mut member = fleet.all().next().expect("one").clone();
+        let process = Nonce::generate();
+        member.speaks(process, Incarnation::from_bytes([1; 16]));
+        assert!(!member.is_old_copy(&from(1, 1, Some(0)), Some(process)), "nothing was heard before");
+        member.is_now(&from(1, 1, Some(0)));
+        member.is_welcome(Some(process));
+        member.heard_journal(&from(1, 9, Some(50)));
+        (member, process)
+    }
+
+    /// Whether a process that has just started is told that its journal is an old copy.
+    fn starts(journal: Option<u64>) -> bool {
+        let (mut member, _) = member();
+        let (process, said) = (Nonce::generate(), from(1, 100_001, journal));
+        member.speaks(process, said.incarnation);
+        member.heard_journal(&said);
+        member.is_old_copy(&said, Some(process))
+    }
+
+    #[test]
+    fn a_process_with_an_older_journal_than_was_heard_is_told_so() {
+        assert!(starts(Some(0)) && starts(Some(49)));
+        assert!(!starts(Some(50)) && !starts(Some(51)), "a restart finds at least what was told");
+        assert!(!starts(None), "an older program does not say");
+    }
+
+    #[test]
+    fn a_process_that_was_welcome_may_be_overtaken_by_what_it_says_itself() {
+        let (member, process) = member();
+        assert!(!member.is_old_copy(&from(1, 2, Some(0)), Some(process)));
+    }
+
+    #[test]
+    fn what_the_process_before_said_counts_also_when_it_comes_late() {
+        let (mut member, _) = member();
+        let process = Nonce::generate();
+        member.speaks(process, Incarnation::from_bytes([1; 16]));
+        assert!(!member.is_old_copy(&from(1, 100_001, Some(50)), Some(process)));
+        member.heard_journal(&from(1, 10, Some(51)));
+        assert!(member.is_old_copy(&from(1, 100_001, Some(50)), Some(process)));
+    }
+
+    #[test]
+    fn another_incarnation_counts_by_itself() {
+        let (mut member, process) = member();
+        assert!(!member.is_old_copy(&from(2, 1, Some(3)), Some(process)));
+        member.heard_journal(&from(2, 1, Some(90)));
+        assert_eq!(member.journal, 50, "not before it speaks");
+        assert_eq!(
+            (member.journal_of(&from(2, 1, Some(3))), member.journal_of(&from(1, 1, Some(3)))),
+            (3, 50)
+        );
+        member.is_now(&from(2, 1, Some(3)));
+        assert_eq!((member.journal, member.counter), (3, 1));
+    }
+
+    #[test]
+    fn a_counter_below_what_was_heard_is_an_old_copy_too() {
+        let (mut member, _) = member();
+        member.is_now(&from(1, 500, None));
+        assert!(member.is_old_copy(&from(1, 499, None), Some(Nonce::generate())));
+        assert!(!member.is_old_copy(&from(1, 500, None), Some(Nonce::generate())));
     }
 }

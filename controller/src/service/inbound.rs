@@ -6,12 +6,13 @@ use sally_common::key::{PublicKey, Signature};
 use sally_common::limit::{BLOB_CHUNK, RESULT_MESSAGE_MAX, SMALL_MESSAGE_MAX};
 use sally_common::name::{Agent, Zone};
 use sally_common::subject::Channel;
+use sally_common::wire::artifact::artifact_ends;
 use sally_common::wire::command::{Answer, Chunk, Receipt, RunAttempt, Stored, To};
 use sally_common::wire::record::{AgentState, RunState};
 use sally_common::wire::report::{Ask, From, Heartbeat, News, Question, ResultMessage, State};
 use sally_common::wire::{self, Envelope, HEADER_SIGNATURE, Kind, Refusal, VERSION, join_head};
 
-use super::fleet::TWO_PROCESSES;
+use super::fleet::{Member, TWO_PROCESSES};
 use super::presence::Verdict;
 use super::{Service, records};
 use crate::ledger::{
@@ -103,6 +104,15 @@ impl Signed<'_> {
         if from.zone == self.zone && from.agent == self.agent { Ok(()) } else { Err(Refusal::Misdirected) }
     }
 
+    /// The same, and notes what the sender says of its journal.
+    fn hear(&self, service: &Service, from: &From) -> Result<(), Refusal> {
+        self.is_from(from)?;
+        if let Some(member) = service.fleet().get_mut(&self.zone, &self.agent) {
+            member.heard_journal(from);
+        }
+        Ok(())
+    }
+
     fn report(&self, kind: ReportKind) -> Result<Report, Refusal> {
         let signature = self.message.headers.as_ref().and_then(|h| h.get(HEADER_SIGNATURE));
         let signature: Signature =
@@ -122,7 +132,7 @@ impl Signed<'_> {
 
 async fn result(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let message: ResultMessage = wire::read(&signed.message.payload)?;
-    signed.is_from(&message.from)?;
+    signed.hear(service, &message.from)?;
     if !message.state.is_end() {
         return Err(Refusal::Malformed.into());
     }
@@ -189,16 +199,10 @@ async fn streams_are_whole(
     signed: &Signed<'_>,
     message: &ResultMessage,
 ) -> Result<bool, Problem> {
-    let streams = [
-        (Stream::Stdout, Some(&message.stdout)),
-        (Stream::Stderr, Some(&message.stderr)),
-        (Stream::Result, message.result_stream.as_ref()),
-    ];
     let mut whole = true;
-    for (stream, end) in streams {
-        let Some(end) = end.filter(|e| e.inline.is_none() && e.bytes > 0) else { continue };
+    for (stream, bytes, digest) in announced(message)? {
         let key = LogKey { run: message.run.clone(), attempt: message.attempt, stream };
-        let wanted = match service.logs.finish(&key, end.bytes, end.digest).await {
+        let wanted = match service.logs.finish(&key, bytes, digest).await {
             Ok(Finished::Whole) => continue,
             Ok(Finished::Missing { wanted }) => wanted,
             // Not what was announced: it was set aside, and is wanted from the start.
@@ -206,10 +210,26 @@ async fn streams_are_whole(
             Err(error) => return Err(error.into()),
         };
         whole = false;
-        let stored = Stored::Stream { stream: stream.word().to_owned(), bytes: wanted };
+        let stored = Stored::Stream { stream: stream.to_string(), bytes: wanted };
         receipt(service, signed.to(&message.from), message.run.clone(), message.attempt, stored).await;
     }
     Ok(whole)
+}
+
+/// The streams that a result announces without carrying them, each with length and digest.
+fn announced(message: &ResultMessage) -> Result<Vec<(Stream, u64, Digest)>, Refusal> {
+    let output = [
+        (Stream::Stdout, Some(&message.stdout)),
+        (Stream::Stderr, Some(&message.stderr)),
+        (Stream::Result, message.result_stream.as_ref()),
+    ];
+    let output = output.into_iter().filter_map(|(stream, end)| {
+        let end = end.filter(|e| e.inline.is_none())?;
+        Some((stream, end.bytes, end.digest))
+    });
+    let files = artifact_ends(&message.artifacts)?;
+    let files = files.into_iter().map(|end| (Stream::Artifact(end.number), end.bytes, end.digest));
+    Ok(output.chain(files).filter(|(_, bytes, _)| *bytes > 0).collect())
 }
 
 /// Sends a receipt to the agent's live subject.
@@ -231,7 +251,7 @@ pub async fn tell(service: &Service, change: &Change, message: Option<&ResultMes
 
 async fn state(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let state: State = wire::read(&signed.message.payload)?;
-    signed.is_from(&state.from)?;
+    signed.hear(service, &state.from)?;
     let (run, attempt, agent_key) = (state.run.clone(), state.attempt, signed.key.clone());
     let incarnation = state.from.incarnation;
     service.fleet_heard(&signed.zone, &signed.agent);
@@ -371,12 +391,13 @@ async fn recover(
 
 async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let beat: Heartbeat = wire::read(&signed.message.payload)?;
-    signed.is_from(&beat.from)?;
+    signed.hear(service, &beat.from)?;
     let seen_ms = now_ms();
     if let Some(nonce) = beat.probe {
         service.answered(&signed.zone, &signed.agent, nonce, beat.sent_ms);
     }
     presence(service, &signed, &beat.from, beat.instance, beat.goodbye.is_some(), seen_ms).await;
+    let journal = service.fleet().get(&signed.zone, &signed.agent).map_or(0, |m| m.journal_of(&beat.from));
     let seen = AgentSeen {
         zone: signed.zone.clone(),
         name: signed.agent.clone(),
@@ -386,6 +407,7 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
         labels: beat.labels.clone(),
         heartbeat: String::from_utf8_lossy(&signed.message.payload).into_owned(),
         seen_ms,
+        journal,
     };
     let answer = service.ledger.upsert_agents(vec![seen]).await?.into_iter().next();
     match answer {
@@ -402,8 +424,7 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
         let mut fleet = service.fleet();
         let Some(member) = fleet.get_mut(&signed.zone, &signed.agent) else { return Ok(()) };
         let was_offline = member.state(seen_ms) == AgentState::Offline;
-        member.is_now(beat.from.incarnation);
-        member.counter = member.counter.max(beat.from.counter);
+        member.is_now(&beat.from);
         member.seen_ms = Some(seen_ms);
         member.heartbeat = Some(beat);
         was_offline
@@ -434,7 +455,7 @@ async fn lost_journal(
 
 async fn ask(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let ask: Ask = wire::read(&signed.message.payload)?;
-    signed.is_from(&ask.from)?;
+    signed.hear(service, &ask.from)?;
     let to = signed.to(&ask.from);
     match ask.question {
         Question::Work { .. } => work(service, &signed, &ask, to).await,
@@ -459,10 +480,7 @@ async fn presence(
         let member = fleet.get_mut(&signed.zone, &signed.agent);
         let Some((member, instance)) = member.zip(instance) else { return Verdict::Welcome };
         let gone = member.state(now) == AgentState::Offline;
-        if member.floor.0 != Some(instance) {
-            let same = member.incarnation == Some(from.incarnation);
-            member.floor = (Some(instance), if same { member.counter } else { 0 });
-        }
+        member.speaks(instance, from.incarnation);
         member.presence.hear(instance, goodbye, gone, now)
     };
     match verdict {
@@ -484,12 +502,13 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
         Verdict::Probe | Verdict::Wait => return Ok(()),
         Verdict::Two => return answer(service, to, ask, No::Refused(TWO_PROCESSES), 0).await,
     }
-    let (before, counter, greeted, drained) = {
+    let (before, is_old_copy, greeted, drained) = {
         let fleet = service.fleet();
         let member = fleet.get(&signed.zone, &signed.agent);
-        member.map_or((None, 0, false, false), |m| (m.incarnation, m.floor(instance), m.greeted, m.drained))
+        let say = |m: &Member| (m.incarnation, m.is_old_copy(&ask.from, instance), m.greeted, m.drained);
+        member.map_or((None, false, false, false), say)
     };
-    if boot && before == Some(ask.from.incarnation) && ask.from.counter < counter {
+    if boot && is_old_copy {
         tracing::error!(agent = %signed.agent, zone = %signed.zone, "its journal is an old copy");
         let message = "the journal is older than what this agent has reported: it was restored from a copy";
         return answer(service, to, ask, No::Renew(message), 0).await;
@@ -498,8 +517,8 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
         lost_journal(service, signed, ask.from.incarnation, held).await?;
     }
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
-        member.is_now(ask.from.incarnation);
-        member.counter = member.counter.max(ask.from.counter);
+        member.is_now(&ask.from);
+        member.is_welcome(instance);
         member.seen_ms = Some(now_ms());
     }
     if boot || !greeted {

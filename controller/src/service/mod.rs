@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use sally_common::id::Nonce;
+use sally_common::id::{LastJobId, Nonce};
 use sally_common::key::SigningKey;
 use sally_common::nats::accounts::CONTROLLER_INBOX;
 use sally_common::nats::connect::{ConnectSettings, connect};
@@ -83,6 +83,7 @@ pub struct Service {
     logs: Logs,
     fleet: Mutex<Fleet>,
     watchers: Mutex<Watchers>,
+    last_job: LastJobId,
     orders: Mutex<dispatch::Orders>,
     output: output::Output,
     /// Who waits for answers to probes.
@@ -156,6 +157,7 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
         logs,
         fleet: Mutex::new(fleet),
         watchers: Mutex::default(),
+        last_job: LastJobId::default(),
         orders: Mutex::default(),
         output: output::Output::default(),
         probes: Mutex::default(),

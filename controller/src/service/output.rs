@@ -89,7 +89,7 @@ impl Book {
         } else if entry.stored - bytes >= RECEIPT_BYTES {
             self.sync(service, &key);
         }
-        let stored = Stored::Stream { stream: key.stream.word().to_owned(), bytes };
+        let stored = Stored::Stream { stream: key.stream.to_string(), bytes };
         inbound::receipt(service, to, key.run, key.attempt, stored).await;
     }
 }
@@ -154,7 +154,7 @@ async fn take(service: &Arc<Service>, message: &async_nats::Message, book: &mut 
         }
         Err(error) => return tracing::error!(run = %head.run, %error, "cannot store output"),
     };
-    if stream != Stream::Result {
+    if stream.is_output() {
         service.tell_output(&head.run, &agent, &head.stream, head.offset, bytes).await;
     }
     let fresh = Due { to, stored, receipted: head.offset, since: Instant::now(), syncing: false };

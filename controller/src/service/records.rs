@@ -2,6 +2,7 @@
 
 use sally_common::clock::rfc3339;
 use sally_common::limit::RECORD_STREAM_PART;
+use sally_common::text::{as_text, cut_at_characters};
 use sally_common::wire;
 use sally_common::wire::record::{JobRecord, ResultState, RunRecord, SandboxRecord, TextEncoding};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
@@ -95,14 +96,6 @@ fn inline(end: &StreamEnd) -> Option<Vec<u8>> {
     if end.bytes == 0 { Some(Vec::new()) } else { end.inline_bytes() }
 }
 
-/// Bytes as a record holds them.
-pub fn as_text(bytes: Vec<u8>) -> (String, TextEncoding) {
-    match String::from_utf8(bytes) {
-        Ok(text) => (text, TextEncoding::Utf8),
-        Err(error) => (data_encoding::BASE64.encode(error.as_bytes()), TextEncoding::Base64),
-    }
-}
-
 /// Reads a stored report as the result message that it is, if it is one.
 pub fn result_message(report: &StoredReport) -> Option<ResultMessage> {
     (report.report.kind == ReportKind::Result).then(|| wire::read(&report.report.body).ok()).flatten()
@@ -174,49 +167,11 @@ impl Service {
     }
 }
 
-/// Moves the edges of a hole to the edges of characters: half a character would turn a whole text into base64. Bytes that
-/// are no UTF-8 anyway stay as they are.
-fn cut_at_characters(before: &mut Vec<u8>, after: &mut Vec<u8>) {
-    if let Err(error) = std::str::from_utf8(before)
-        && error.error_len().is_none()
-    {
-        before.truncate(error.valid_up_to());
-    }
-    // The rest of a character is one to three bytes that continue it.
-    let rest = after.iter().take_while(|b| **b & 0b1100_0000 == 0b1000_0000).count();
-    if rest <= 3 {
-        after.drain(..rest);
-    }
-}
-
 fn set_stream(record: &mut RunRecord, stream: Stream, bytes: Vec<u8>, missing: u64) {
     let (text, encoding) = as_text(bytes);
     if stream == Stream::Stdout {
         (record.stdout, record.stdout_encoding, record.stdout_truncated_bytes) = (text, encoding, missing);
     } else {
         (record.stderr, record.stderr_encoding, record.stderr_truncated_bytes) = (text, encoding, missing);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cut(before: &[u8], after: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        let (mut before, mut after) = (before.to_vec(), after.to_vec());
-        cut_at_characters(&mut before, &mut after);
-        (before, after)
-    }
-
-    #[test]
-    fn a_hole_ends_at_characters() {
-        let text = "a中b文".as_bytes();
-        for at in 0..=text.len() {
-            let (before, after) = cut(&text[..at], &text[at..]);
-            assert!(std::str::from_utf8(&before).is_ok() && std::str::from_utf8(&after).is_ok(), "{at}");
-            assert!(at - before.len() < 3 && text.len() - at - after.len() < 3, "{at}: too much is gone");
-        }
-        let binary = (&b"\xff\xfea"[..], &b"\x80\x80\x80\x80"[..]);
-        assert_eq!(cut(binary.0, binary.1), (binary.0.to_vec(), binary.1.to_vec()), "no text, nothing cut");
     }
 }

@@ -33,7 +33,7 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     if targets.len() > TARGETS_MAX {
         return Err(usage(format!("{} targets are more than {TARGETS_MAX}", targets.len()), None));
     }
-    let job = JobId::generate(now);
+    let job = JobId::generate_after(&service.last_job, now);
     let new = NewJob {
         id: job.clone(),
         request_id: order.request_id.clone(),

@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use sally_common::id::{Digest, JobId, RunId};
+use sally_common::limit::ARTIFACT_BYTES_MAX;
+use sally_common::wire::artifact::{artifact_number, artifact_stream};
 
 use super::disk::{self, Swept, Workers};
 use super::error::{StoreError, failed};
@@ -47,32 +49,40 @@ pub enum Stream {
     Stderr,
     /// The structured result.
     Result,
+    /// A file that the script left behind, by its number.
+    Artifact(u8),
 }
 
 impl Stream {
-    /// The stream's word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Stream::Stdout => "stdout",
-            Stream::Stderr => "stderr",
-            Stream::Result => "result",
-        }
+    /// Whether it is text that people watch as it comes.
+    pub fn is_output(self) -> bool {
+        matches!(self, Stream::Stdout | Stream::Stderr)
     }
 }
 
 impl FromStr for Stream {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Stream::Stdout, Stream::Stderr, Stream::Result];
-        all.into_iter().find(|s| s.word() == text).ok_or_else(|| {
-            format!("there is no stream \"{}\": use stdout, stderr or result", sally_common::name::show(text))
-        })
+        match text {
+            "stdout" => Ok(Stream::Stdout),
+            "stderr" => Ok(Stream::Stderr),
+            "result" => Ok(Stream::Result),
+            other => artifact_number(other).map(Stream::Artifact).ok_or_else(|| {
+                let shown = sally_common::name::show(text);
+                format!("there is no stream \"{shown}\": use stdout, stderr, result or artifact-N")
+            }),
+        }
     }
 }
 
 impl std::fmt::Display for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.word())
+        match self {
+            Stream::Stdout => f.write_str("stdout"),
+            Stream::Stderr => f.write_str("stderr"),
+            Stream::Result => f.write_str("result"),
+            Stream::Artifact(number) => f.write_str(&artifact_stream(*number)),
+        }
     }
 }
 
@@ -250,8 +260,15 @@ impl Inner {
         self.job(key.run.job()).join(format!("{}-{}.{}", key.run.index(), key.attempt, key.stream))
     }
 
+    fn bound(&self, stream: Stream) -> u64 {
+        match stream {
+            Stream::Artifact(_) => self.settings.max_stream.min(ARTIFACT_BYTES_MAX),
+            Stream::Stdout | Stream::Stderr | Stream::Result => self.settings.max_stream,
+        }
+    }
+
     fn append(&self, key: &LogKey, offset: u64, bytes: &[u8]) -> Result<Appended, StoreError> {
-        let (whole, bound) = (self.whole(key), self.settings.max_stream);
+        let (whole, bound) = (self.whole(key), self.bound(key.stream));
         let end = offset.saturating_add(bytes.len() as u64);
         if end > bound {
             return Err(StoreError::TooLarge { path: whole, bytes: end, bound });

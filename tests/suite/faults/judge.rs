@@ -122,6 +122,10 @@ impl<'a> Judge<'a> {
         self.tally.note(1, once);
         self.tally.note(2, honest);
         debug_assert_eq!(self.problems.len() > before, !(once && honest && whole));
+        if state != "succeeded" {
+            // Read when the test fails.
+            println!("{id} is {state}, attempt {}: {} ({})", run["attempt"], run["message"], run["reason"]);
+        }
         *self.tally.outcomes.entry(state).or_default() += 1;
         self.known.insert(id);
     }

@@ -11,7 +11,7 @@
 mod disk;
 mod judge;
 mod link;
-mod points;
+pub mod points;
 mod replay;
 mod rows;
 mod table;

@@ -194,14 +194,27 @@ impl World {
         (said.code == 0).then(|| said.json())
     }
 
-    /// Waits until every run of the newest job is settled.
+    /// Waits until every run of every job so far is settled. Returns the newest job.
     pub fn wait_for_end(&self) -> Value {
-        let id = &self.accepted.last().unwrap().id;
-        let record = self.settled(id, Instant::now() + LIMIT);
-        record
-            .clone()
-            .filter(all_settled)
-            .unwrap_or_else(|| panic!("not within {LIMIT:?}: job {id} ends: {record:?}"))
+        let until = Instant::now() + LIMIT;
+        let mut last = Value::Null;
+        for accepted in &self.accepted {
+            let record = self.settled(&accepted.id, until);
+            last = record
+                .clone()
+                .filter(all_settled)
+                .unwrap_or_else(|| panic!("not within {LIMIT:?}: job {} ends: {record:?}", accepted.id));
+        }
+        last
+    }
+
+    /// Waits until every run of every job so far is settled.
+    pub fn wait_for_all_ends(&self) {
+        let until = Instant::now() + LIMIT;
+        for Accepted { id, .. } in &self.accepted {
+            let record = self.settled(id, until);
+            assert!(record.as_ref().is_some_and(all_settled), "not within {LIMIT:?}: job {id}: {record:?}");
+        }
     }
 
     // ---- faults

@@ -9,11 +9,11 @@ use sally_common::wire::record::{ResultError, ResultState, RunState};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
 use sally_common::wire::{self, VERSION};
 
-use super::Run;
 use super::files::{CANCEL_ASKED, RESULT_JSON};
 use super::follow::Live;
+use super::{Run, artifacts};
 use crate::runtime::outcome::{self, Ending, Said};
-use crate::sandbox::{self, Event, ExitRecord};
+use crate::sandbox::{self, Event, ExitRecord, RunFolder};
 use crate::script::{self, Masker};
 
 impl Run {
@@ -23,15 +23,16 @@ impl Run {
     }
 
     /// Makes the result's body from what is in the run folder.
-    pub(super) fn conclude(&self, live: &mut Live, ended: Event) -> Vec<u8> {
+    pub(super) async fn conclude(&self, live: &mut Live, ended: Event) -> Vec<u8> {
         sally_common::fail::point("agent.exit.seen");
         let record = live.folder.exit_record().ok().flatten().filter(|_| ended == Event::Exited);
         let counts = |f: fn(&ExitRecord) -> u64| record.as_ref().map_or(0, f);
         let dropped = (counts(|r| r.stdout.dropped), counts(|r| r.stderr.dropped));
-        let said = self.read_said(live, record.as_ref());
+        let mut said = read_said(&live.folder, record.as_ref(), self.withheld);
         for value in &said.masks {
             live.mask(value);
         }
+        let kept = self.kept_files(live, record.as_ref()).await;
         let mut ends = Vec::new();
         for (stream, dropped) in [(&mut live.stdout, dropped.0), (&mut live.stderr, dropped.1)] {
             if let Err(error) = stream.take_all() {
@@ -58,24 +59,10 @@ impl Run {
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
         ending.message = ending.message.map(|text| mask_text(&text, &live.masks));
-        let said = Said::of(said, |text| mask_text(text, &live.masks));
+        let named = std::mem::take(&mut said.artifacts);
+        let mut said = Said::of(said, |text| mask_text(text, &live.masks));
+        said.artifacts = artifacts::list(kept, named, record.is_some(), |text| mask_text(text, &live.masks));
         self.result(ending, record.as_ref(), said, stdout, stderr)
-    }
-
-    fn read_said(&self, live: &Live, record: Option<&ExitRecord>) -> script::ScriptResult {
-        let read =
-            |path: PathBuf| if self.withheld { Vec::new() } else { std::fs::read(path).unwrap_or_default() };
-        let (fd3, file) = (read(live.folder.result_path()), read(live.folder.result_file_path()));
-        let seen = |bytes: &[u8], count: Option<&sandbox::StreamCount>| {
-            count.map_or(bytes.len() as u64, |c| c.kept + c.dropped)
-        };
-        let fd3_seen = seen(&fd3, record.map(|r| &r.result));
-        let file_seen = seen(&file, record.and_then(|r| r.result_file.as_ref()));
-        script::read_result(
-            &script::Door { bytes: &fd3, seen: fd3_seen },
-            &script::Door { bytes: &file, seen: file_seen },
-            &script::ResultLimits::default(),
-        )
     }
 
     fn result(
@@ -149,12 +136,28 @@ fn lose_result(message: &mut ResultMessage, bytes: usize, error: &std::io::Error
     }
 }
 
+/// Reads what the script said through its two doors, or with `withheld` nothing of it.
+pub fn read_said(folder: &RunFolder, record: Option<&ExitRecord>, withheld: bool) -> script::ScriptResult {
+    let read = |path: PathBuf| if withheld { Vec::new() } else { std::fs::read(path).unwrap_or_default() };
+    let (fd3, file) = (read(folder.result_path()), read(folder.result_file_path()));
+    let seen = |bytes: &[u8], count: Option<&sandbox::StreamCount>| {
+        count.map_or(bytes.len() as u64, |c| c.kept + c.dropped)
+    };
+    let fd3_seen = seen(&fd3, record.map(|r| &r.result));
+    let file_seen = seen(&file, record.and_then(|r| r.result_file.as_ref()));
+    script::read_result(
+        &script::Door { bytes: &fd3, seen: fd3_seen },
+        &script::Door { bytes: &file, seen: file_seen },
+        &script::ResultLimits::default(),
+    )
+}
+
 fn empty() -> StreamEnd {
     StreamEnd::inline(b"", 0)
 }
 
 /// Takes values out of a text, also in the form in which they stand in JSON.
-pub(super) fn mask_text(text: &str, masks: &[String]) -> String {
+pub fn mask_text(text: &str, masks: &[String]) -> String {
     if masks.is_empty() {
         return text.to_owned();
     }

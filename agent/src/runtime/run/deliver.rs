@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use sally_common::clock::now_ms;
 use sally_common::id::Digest;
+use sally_common::limit::STREAM_WINDOW;
 use sally_common::subject::Channel;
-use sally_common::wire::report::ResultMessage;
+use sally_common::wire::report::{ResultMessage, StreamEnd};
 use sally_common::wire::{self, Kind};
 
 use super::files::{RESULT_JSON, remove_dir};
@@ -90,10 +91,14 @@ impl Run {
 
     /// The streams that this result announces without carrying.
     fn streams_of(&self, message: &ResultMessage, open: Vec<Outgoing>) -> Vec<Outgoing> {
-        let announced = [("stdout", &message.stdout), ("stderr", &message.stderr)];
+        let is_inside = |end: &StreamEnd| end.inline.is_some();
         let mut streams: Vec<Outgoing> = open
             .into_iter()
-            .filter(|s| announced.iter().any(|(name, end)| *name == s.name && end.inline.is_none()))
+            .filter(|s| match s.name.as_ref() {
+                "stdout" => !is_inside(&message.stdout),
+                "stderr" => !is_inside(&message.stderr),
+                file => message.artifacts.iter().any(|a| a.stream.as_deref() == Some(file)),
+            })
             .collect();
         if let Some(end) = &message.result_stream {
             match outgoing::reopen("result", &self.dir().join(RESULT_JSON), end) {
@@ -129,7 +134,20 @@ impl Run {
                 }
             }
         }
+        streams.extend(self.reopen_artifacts(message));
         streams
+    }
+
+    /// Sends what the window of all streams together allows: many files must not flood the broker.
+    async fn send_streams(&self, streams: &mut [Outgoing]) {
+        let mut under_way = 0;
+        for stream in streams {
+            if under_way >= STREAM_WINDOW {
+                return;
+            }
+            self.send_pieces(stream, true).await;
+            under_way += stream.under_way();
+        }
     }
 
     async fn send_result(&self, body: &[u8]) {
@@ -151,9 +169,7 @@ impl Run {
         let digest = Digest::of(&owed.body);
         let mut sent_result = owed.streams.is_empty();
         let mut pause = RESEND_FIRST;
-        for stream in &mut owed.streams {
-            self.send_pieces(stream, true).await;
-        }
+        self.send_streams(&mut owed.streams).await;
         loop {
             if !sent_result && owed.streams.iter().all(Outgoing::is_delivered) {
                 sent_result = true;
@@ -168,9 +184,7 @@ impl Run {
                         if stored(&mut all, &stream, bytes) {
                             sent_result = false;
                         }
-                        for stream in &mut owed.streams {
-                            self.send_pieces(stream, true).await;
-                        }
+                        self.send_streams(&mut owed.streams).await;
                     }
                     Some(Word::Again) => {
                         pause = RESEND_FIRST;
@@ -217,10 +231,8 @@ impl Run {
     }
 
     async fn send_all_again(&self, owed: &mut Owed) {
-        for stream in owed.streams.iter_mut() {
-            stream.rewind();
-            self.send_pieces(stream, true).await;
-        }
+        owed.streams.iter_mut().for_each(Outgoing::rewind);
+        self.send_streams(&mut owed.streams).await;
         if owed.streams.iter().all(Outgoing::is_delivered) {
             self.send_result(&owed.body).await;
         }

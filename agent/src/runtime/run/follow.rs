@@ -35,6 +35,8 @@ pub(super) struct Live {
     pub(super) events: Events,
     pub(super) stdout: Outgoing,
     pub(super) stderr: Outgoing,
+    /// Files that the script left behind, once it has ended.
+    pub(super) artifacts: Vec<Outgoing>,
     pub(super) scanner: EventScanner,
     pub(super) result_at: u64,
     /// Whether output goes ahead of the result.
@@ -67,6 +69,7 @@ impl Live {
         let mut live = Live {
             stdout: Outgoing::new("stdout", folder.stdout_path()),
             stderr: Outgoing::new("stderr", folder.stderr_path()),
+            artifacts: Vec::new(),
             folder,
             events,
             scanner: EventScanner::new(),
@@ -86,12 +89,17 @@ impl Live {
     pub(super) fn mask(&mut self, value: &str) {
         for stream in [&mut self.stdout, &mut self.stderr] {
             if let Err(error) = stream.mask(value) {
-                tracing::error!(stream = stream.name, %error, "cannot mask output; what follows is withheld");
+                tracing::error!(stream = %stream.name, %error, "cannot mask output; what follows is withheld");
             }
         }
         if !self.masks.iter().any(|have| have == value) {
             self.masks.push(value.to_owned());
         }
+    }
+
+    /// All that may have to be sent beside the result.
+    pub(super) fn into_streams(self) -> Vec<Outgoing> {
+        [self.stdout, self.stderr].into_iter().chain(self.artifacts).collect()
     }
 
     /// Lets no more output leave.
@@ -194,7 +202,7 @@ impl Run {
                         v: VERSION,
                         run: self.note.run.clone(),
                         attempt: self.note.attempt,
-                        stream: stream.name.to_owned(),
+                        stream: stream.name.to_string(),
                         offset: piece.offset,
                     };
                     self.shared.publish_piece(wire::join_head(&head, &piece.bytes)).await;

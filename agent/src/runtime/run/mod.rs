@@ -6,17 +6,18 @@
 //! ```
 //!
 //! - [`mod@start`]: up to the word "go"; [`follow`]: while it runs; [`conclude`]: its end as a result's body;
-//!   [`deliver`]: spool, publication, receipt.
+//!   [`artifacts`]: files that the script left behind; [`deliver`]: spool, publication, receipt.
 //! - [`secrets`]: sealed, opened, masked.
 //! - [`files`]: the agent's own files in the run folder.
 #![forbid(unsafe_code)]
 
-mod conclude;
+mod artifacts;
+pub mod conclude;
 mod deliver;
 pub mod files;
 mod follow;
 pub mod secrets;
-mod start;
+pub mod start;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -157,10 +158,9 @@ impl Run {
             Ok(mut live) => {
                 let ended = self.follow(&mut live).await;
                 self.tell(Milestone::SlotFree { run: self.note.run.clone(), slot }).await;
-                let body = self.conclude(&mut live, ended);
+                let body = self.conclude(&mut live, ended).await;
                 self.reusable = ended == Event::Exited;
-                drop(live.events);
-                return self.owe(body, vec![live.stdout, live.stderr]).await;
+                return self.owe(body, live.into_streams()).await;
             }
             Err(Stop::Failed(ending)) => self.bare_result(ending),
             Err(Stop::Refused(reason, message)) => {
@@ -195,8 +195,8 @@ impl Run {
                 if live.announce_at.is_some() && never_started(&live.folder) {
                     return self.give_back("the agent went away before the program started").await;
                 }
-                let body = self.conclude(&mut live, ended);
-                return self.owe(body, vec![live.stdout, live.stderr]).await;
+                let body = self.conclude(&mut live, ended).await;
+                return self.owe(body, live.into_streams()).await;
             }
             Err(error) => {
                 let ending =

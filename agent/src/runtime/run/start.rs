@@ -22,8 +22,8 @@ use crate::runtime::outcome::{self, Ending};
 use crate::sandbox::{self, Plan, RunFolder, RunInputs, SandboxError, Script};
 use crate::script;
 
-/// How long processes that outlive the main one may go on.
-const EXIT_GRACE_MS: u64 = 250;
+/// How long processes that outlive the main one may go on, in milliseconds.
+pub const EXIT_GRACE_MS: u64 = 250;
 
 /// How long a start waits for a launcher or keeper that is away, and how long between two tries.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -297,7 +297,8 @@ fn may_pass(error: &SandboxError) -> bool {
     matches!(error, Busy(_) | Io(..) | KeeperGone | NoAnswer(_) | Path { .. } | Setup(_))
 }
 
-fn start_failed(error: &SandboxError) -> Ending {
+/// What a run is that could not be started.
+pub fn start_failed(error: &SandboxError) -> Ending {
     match error {
         SandboxError::Refused(message) => Ending {
             state: RunState::Rejected,

@@ -251,11 +251,16 @@ async fn agents_are_kept_with_their_key_incarnation_and_counter() {
     let answers = ledger.upsert_agents(vec![agent.seen(5), agent.seen(6), agent.seen(6)]).await.unwrap();
     assert_eq!(answers, [Seen::New, Seen::Updated, Seen::Stale]);
     assert_eq!(ledger.upsert_agents(vec![thief.seen(9)]).await.unwrap(), [Seen::OtherKey]);
+    let journal = async || ledger.agent(&agent.zone, &agent.name).await.unwrap().unwrap().journal;
+    assert_eq!(journal().await, 60);
+    let silent = AgentSeen { journal: 0, ..agent.seen(7) };
+    assert_eq!(ledger.upsert_agents(vec![silent]).await.unwrap(), [Seen::Updated]);
+    assert_eq!(journal().await, 60, "the highest that was heard");
     let before = agent.incarnation;
     agent.incarnation = Incarnation::generate();
     assert_eq!(ledger.upsert_agents(vec![agent.seen(1)]).await.unwrap(), [Seen::NewIncarnation { before }]);
     let row = ledger.agent(&agent.zone, &agent.name).await.unwrap().unwrap();
-    assert_eq!((row.counter, row.first_seen_ms, row.last_seen_ms), (1, 5, 1));
+    assert_eq!((row.counter, row.first_seen_ms, row.last_seen_ms, row.journal), (1, 5, 1, 10));
     assert_eq!(
         (row.agent_key, row.incarnation, row.heartbeat.as_str()),
         (agent.public(), agent.incarnation, "{\"counter\":1}")

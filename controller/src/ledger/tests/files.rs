@@ -37,7 +37,7 @@ async fn what_is_no_ledger_is_refused_with_a_sentence() {
     let path = dir.path().join("newer");
     Ledger::open(&path).await.unwrap().close().await;
     execute(&path, "PRAGMA user_version = 99").await;
-    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 2, .. }));
+    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 3, .. }));
 
     assert!(matches!(refused(&dir.path().join("no/such/folder")).await, LedgerError::Open { .. }));
     let path = dir.path().join("folder");
@@ -215,15 +215,30 @@ async fn a_ledger_of_version_1_is_brought_up_to_date() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.sqlite");
     execute(&path, include_str!("schema-1.sql")).await;
-    let ledger = Ledger::open(&path).await.unwrap();
+    is_brought_up_to_date(&path).await;
+}
+
+#[tokio::test]
+async fn a_ledger_of_version_2_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    execute(&path, include_str!("schema-1.sql")).await;
+    execute(&path, include_str!("../upgrade-2.sql")).await;
+    is_brought_up_to_date(&path).await;
+}
+
+async fn is_brought_up_to_date(path: &PathBuf) {
+    let ledger = Ledger::open(path).await.unwrap();
     let job = ledger.jobs(None, 5).await.unwrap().pop().unwrap();
     assert_eq!((job.priority, job.retry.clone(), job.direct), (4, None, false));
     let run = ledger.runs(&job.id, 0, 5, &[]).await.unwrap().pop().unwrap();
     assert_eq!((run.state, run.priority), (RunState::Succeeded, 4));
     assert_eq!(ledger.report_of(&run.id).await.unwrap().unwrap().report.body, b"a result");
+    let agent = ledger.agents().await.unwrap().pop().unwrap();
+    assert_eq!((agent.counter, agent.journal), (7, 0), "it never said");
     ledger.close().await;
     // A second time there is nothing to do.
-    Ledger::open(&path).await.unwrap().close().await;
+    Ledger::open(path).await.unwrap().close().await;
 }
 
 /// A small disk of its own, gone with this value.

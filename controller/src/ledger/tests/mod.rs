@@ -111,6 +111,7 @@ impl Who {
             labels: [("role".to_owned(), "web".to_owned())].into(),
             heartbeat: format!("{{\"counter\":{counter}}}"),
             seen_ms: i64::try_from(counter).unwrap(),
+            journal: counter * 10,
         }
     }
 }

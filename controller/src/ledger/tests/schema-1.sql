@@ -99,5 +99,6 @@ INSERT INTO orders VALUES ('01kc5qxyz0abcdefghjkmnpqrs', x'7b7d', '[]');
 INSERT INTO runs (job, idx, zone, agent, agent_key, state, final, attempt, incarnation, expires_ms)
     VALUES ('01kc5qxyz0abcdefghjkmnpqrs', 0, 'dmz', 'web-01', 'UDWUSKGGFDI4FRXK5EBTRECZSVQSSWJHHJOGH6JWG3AUMFFMQ435C2U4', 'succeeded', TRUE, 1, '1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c', 2);
 INSERT INTO reports VALUES ('01kc5qxyz0abcdefghjkmnpqrs', 0, 1, '1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c', 'result', x'6120726573756c74', 'UDWUSKGGFDI4FRXK5EBTRECZSVQSSWJHHJOGH6JWG3AUMFFMQ435C2U4', 'cSLQmcuWwYTlyfTuR0VLZXdLvkDSOD72E5CRXBgNeFHjN9mgXwhhvMlj34DsdjQ5N8XCFLpwurESqXe0Ovs6DQ');
+INSERT INTO agents VALUES ('dmz', 'web-01', 'UDWUSKGGFDI4FRXK5EBTRECZSVQSSWJHHJOGH6JWG3AUMFFMQ435C2U4', '1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c', 7, '{}', '{}', 1, 2);
 PRAGMA application_id = 0x53414c59;
 PRAGMA user_version = 1;

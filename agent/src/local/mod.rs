@@ -1,12 +1,29 @@
-//! What people do on the agent's own host: `sally-agent drain`, `resume` and `status`. They work on the state folder and
-//! need no connection, so they also work when the network is gone.
+//! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, work
+//! on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
+//! a task would be run, with [`mod@watch`] and [`show`] for its output and
+//! [`judged`] for its record.
 #![forbid(unsafe_code)]
+
+pub mod judged;
+pub mod scratch;
+pub mod show;
+pub mod trial;
+pub mod watch;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::runtime::status::{DRAINING, Status, is_alive, is_draining};
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
 
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -19,6 +36,10 @@ pub enum LocalError {
     File { what: &'static str, path: PathBuf, error: std::io::Error },
     #[error("{} is no state folder of an agent: name one with --state-dir, or the configuration with --config", .0.display())]
     NoState(PathBuf),
+    #[error("cannot start a launcher: {0}")]
+    Launcher(std::io::Error),
+    #[error(transparent)]
+    Sandbox(#[from] crate::sandbox::SandboxError),
     #[error("the agent does not run, so nothing of it ends; it will drain when it starts")]
     NotRunning,
     #[error(

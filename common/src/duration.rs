@@ -7,9 +7,12 @@ const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3
 const LONGEST_MS: u64 = 3_650 * 86_400_000;
 
 /// Reads a duration: numbers with units, largest unit first.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// With what was written, what is wrong with it, and how to write one.
+pub fn parse(text: &str) -> Result<Duration, String> {
     let bad = |problem: &str| {
-        let shown = sally_common::name::show(text);
+        let shown = crate::name::show(text);
         Err(format!("\"{shown}\" is not a duration: {problem}; write 30s, 10m, 1h30m, 2d or 500ms"))
     };
     let (mut rest, mut total, mut smallest) = (text, 0u64, u64::MAX);
@@ -40,22 +43,25 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// The same for what must last some time.
-pub(super) fn parse_positive(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// As [`parse`], and for no time at all.
+pub fn parse_positive(text: &str) -> Result<Duration, String> {
     match parse(text)? {
         Duration::ZERO => {
-            Err(format!("\"{}\" is no time at all: write at least 1ms", sally_common::name::show(text)))
+            Err(format!("\"{}\" is no time at all: write at least 1ms", crate::name::show(text)))
         }
         some => Ok(some),
     }
 }
 
 /// A duration as the wire has it, in milliseconds.
-pub(super) fn ms(duration: Duration) -> u64 {
+pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes a duration for people: two units at most.
-pub(super) fn show(ms: u64) -> String {
+pub fn show(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms}ms"),
         1_000..60_000 => format!("{}.{}s", ms / 1_000, ms % 1_000 / 100),

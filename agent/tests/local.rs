@@ -1,0 +1,233 @@
+//! What people try on one host without a broker, by the real program, as root and as an ordinary user.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, chown, geteuid};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const NOBODY: u32 = 65534;
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A folder in which the program makes its temporary ones, and the account it has.
+struct Place {
+    dir: tempfile::TempDir,
+    as_user: bool,
+}
+
+impl Place {
+    /// Every account that can be tried here: root tries the ordinary one too.
+    fn all() -> Vec<Place> {
+        if geteuid().is_root() { vec![Place::new(false), Place::new(true)] } else { vec![Place::new(true)] }
+    }
+
+    fn new(as_user: bool) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let tmp = dir.path().join("tmp");
+        fs::create_dir(&tmp).unwrap();
+        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o755)).unwrap();
+        if as_user && geteuid().is_root() {
+            chown(&tmp, Some(NOBODY.into()), Some(NOBODY.into())).unwrap();
+        }
+        Place { dir, as_user }
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.dir.path().join("tmp")
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_sally-agent");
+        let mut command = if self.as_user && geteuid().is_root() {
+            let (id, mut command) = (NOBODY.to_string(), Command::new("setpriv"));
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups", program]);
+            command
+        } else {
+            Command::new(program)
+        };
+        command.args(args).env("TMPDIR", self.tmp()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs `test -o json`; the exit code and the record.
+    fn test(&self, script: &str, args: &[&str]) -> (i32, Value) {
+        let file = self.file("script", script);
+        let output = self.run(&[&["test", "-o", "json", &file], args].concat());
+        let whole: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
+        assert_eq!(whole["schema"], 1);
+        (output.status.code().unwrap(), whole["runs"][0].clone())
+    }
+
+    /// Processes that have this place in their command line.
+    fn processes(&self) -> Vec<String> {
+        let marker = self.tmp().to_string_lossy().into_owned();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
+            .filter(|line| line.contains(&marker))
+            .collect()
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        let left: Vec<_> = fs::read_dir(self.tmp()).unwrap().flatten().map(|e| e.path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(self.processes(), Vec::<String>::new());
+    }
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_record_has_what_a_run_has() {
+    for place in Place::all() {
+        let params = place.file("params.json", r#"{"from": "file", "n": 1}"#);
+        let script = "#!/bin/sh\necho out; echo err >&2; cat $SALLY_PARAMS_FILE; echo \"$GREETING $*\"\n\
+             sally-task set answer:=1.50\nexit 7\n";
+        let args = ["-p", "n:=2", "-P", &params, "--env", "GREETING=hi", "--", "a b", "c"];
+        let (code, run) = place.test(script, &args);
+        assert_eq!(code, 3);
+        assert_eq!(run["state"], "failed");
+        assert_eq!(run["exit_code"], 7);
+        assert_eq!(run["reason"], "exit-code");
+        assert_eq!(run["result_state"], "valid");
+        assert_eq!(run["result"]["answer"], 1.5);
+        assert_eq!(run["stdout"], "out\n{\"from\":\"file\",\"n\":2}hi a b c\n");
+        assert_eq!(run["stderr"], "err\n");
+        assert_eq!(run["sandbox"]["profile"], "strict");
+        assert_eq!(run["sandbox"]["layers"]["seccomp"], "enforced");
+        let uid = run["sandbox"]["layers"]["uid"].as_str().unwrap();
+        assert_eq!(uid, if place.as_user { "absent" } else { "enforced" });
+        place.nothing_is_left();
+    }
+}
+
+#[test]
+fn each_end_has_the_exit_code_of_sally_run() {
+    for place in Place::all() {
+        assert_eq!(place.test("#!/bin/sh\ntrue\n", &[]).0, 0);
+        let (code, run) = place.test("#!/bin/sh\nsleep 60\n", &["--timeout", "200ms"]);
+        assert_eq!((code, &run["state"], &run["reason"]), (5, &"timed_out".into(), &"timeout".into()));
+        let (code, run) = place.test("#!/bin/sh\necho '{' >&3\n", &[]);
+        assert_eq!((code, &run["result_state"]), (3, &"invalid".into()));
+        let (code, run) = place.test("#!/bin/sh\n", &["--require-result"]);
+        assert_eq!((code, &run["reason"]), (3, &"result-missing".into()));
+        let (code, run) = place.test("no program", &[]);
+        assert_eq!((code, &run["state"], &run["reason"]), (6, &"rejected".into(), &"bad-program".into()));
+        let (code, run) = place.test("x", &["--interpreter", "no-such-interpreter"]);
+        assert_eq!((code, &run["reason"]), (3, &"not-found".into()));
+        place.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_limit_that_ends_it_is_the_reason() {
+    for place in Place::all() {
+        let script = "#!/bin/sh\nexec head -c 100000 /dev/zero >file\n";
+        let (code, run) = place.test(script, &["--limit", "file_bytes=4096"]);
+        assert_eq!((code, &run["reason"]), (3, &"file-size-limit".into()), "{run}");
+        let bad = place.run(&["test", "/bin/true", "--limit", "memory=1"]);
+        assert_eq!(bad.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&bad.stderr).contains("no limit is called memory"));
+    }
+}
+
+#[test]
+fn the_policy_of_a_configuration_holds_and_its_keys_are_not_read() {
+    for place in Place::all() {
+        let config = place.file(
+            "agent.toml",
+            "name = \"web-1\"\nzone = \"dmz\"\nurl = \"nats://x\"\ncreds = \"none\"\nkey = \"none\"\n\
+             trust = \"none\"\nstate_dir = \"none\"\n[script.env]\nPROXY = \"p\"\n[limits]\nopen_files = 77\n",
+        );
+        let (code, run) = place
+            .test("#!/bin/sh\necho $SALLY_ZONE/$SALLY_AGENT $PROXY; ulimit -n\n", &["--config", &config]);
+        assert_eq!((code, &run["stdout"]), (0, &"dmz/web-1 p\n77\n".into()));
+        let (code, run) = place.test("#!/bin/sh\n", &["--config", &config, "--profile", "net"]);
+        assert_eq!((code, &run["reason"]), (6, &"policy".into()));
+        assert!(run["message"].as_str().unwrap().contains("only strict"), "{run}");
+    }
+}
+
+#[test]
+fn what_the_script_wants_masked_is_masked_in_live_output_and_record() {
+    let place = Place::new(!geteuid().is_root());
+    let script = "#!/bin/sh\necho '{\"@mask\": \"hunter2\"}' >&3\necho pass hunter2\n";
+    assert_eq!(place.test(script, &[]).1["stdout"], "pass ***\n");
+    let file = place.file("script", script);
+    let output = place.run(&["test", &file]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "pass ***\n");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("state     succeeded"));
+}
+
+/// Starts a script that goes on until it is ended, and waits until it says that it runs.
+fn endless(place: &Place) -> (Child, BufReader<std::process::ChildStdout>) {
+    let file =
+        place.file("script", "#!/bin/sh\ntrap 'echo bye; exit 1' TERM\necho ready\nsleep 600 & wait\n");
+    let mut child =
+        place.command(&["test", &file]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "output goes through while it runs");
+    (child, out)
+}
+
+#[test]
+fn interrupted_it_ends_the_script_and_leaves_nothing() {
+    for place in Place::all() {
+        let (child, mut out) = endless(&place);
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "bye\n", "it was told by TERM");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cancelled"));
+        place.nothing_is_left();
+    }
+}
+
+#[test]
+fn killed_it_leaves_no_process() {
+    for place in Place::all() {
+        let (mut child, _out) = endless(&place);
+        assert!(!place.processes().is_empty(), "its launcher names the folder");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("its launcher and all below are gone", || place.processes().is_empty());
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_usage_error() {
+    let place = Place::new(!geteuid().is_root());
+    let output = place.run(&["test", "/nonexistent/script"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/script"));
+    assert!(Path::new(&place.tmp()).read_dir().unwrap().next().is_none());
+}
