@@ -264,12 +264,7 @@ rows! {
     };
     disk_full_at_the_agent: "the agent's disk is full to the last byte, then has room again", |row| {
         if can_mount(row.name) {
-<<<<<<< HEAD
-            // Room for three runs at one time, as the agent reckons, and for its journal.
-            full_disk(row, "agents/local-1/state", 600 * 1024);
-=======
             full_disk(row, "agents/local-1/state", AGENT_DISK_MIB * 1024);
->>>>>>> main
         }
     };
     disk_full_at_the_controller: "the controller's disk is full to the last byte, then has room again", |row| {
