@@ -95,8 +95,7 @@ pub(super) fn run(
             init = Some(attempt.prepared);
         }
     }
-    let line = record.to_line();
-    if let Err(errno) = pwrite(&exit, &line, 0) {
+    if let Err(errno) = write_record(&exit, &mut record) {
         tracing::error!(slot = keeper.setup.slot, run = %plan.run, %errno, "exit record could not be written");
     }
     if keeper.launcher.is_none() || keeper.stopping {
@@ -109,6 +108,31 @@ pub(super) fn run(
         let _ = kill(prepared.init, Signal::SIGKILL);
         let _ = waitpid(prepared.init, None);
     }
+}
+
+/// Writes the record into the room that was reserved for it. One that is longer and finds no more room does without
+/// its list of files.
+fn write_record(exit: &OwnedFd, record: &mut ExitRecord) -> nix::Result<()> {
+    let write = |record: &ExitRecord| -> nix::Result<()> {
+        let (line, mut done) = (record.to_line(), 0);
+        while done < line.len() {
+            let at = i64::try_from(done).map_err(|_| Errno::EFBIG)?;
+            match pwrite(exit, &line[done..], at) {
+                Ok(0) => return Err(Errno::ENOSPC),
+                Ok(length) => done += length,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    };
+    write(record).or_else(|errno| {
+        if record.artifacts.is_empty() {
+            return Err(errno);
+        }
+        record.without_artifacts();
+        write(record)
+    })
 }
 
 /// An attempt between plan and record.

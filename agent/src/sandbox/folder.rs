@@ -4,7 +4,7 @@
 
 use super::SandboxError;
 use super::attempt::{CONTROL_CANCEL, CONTROL_KILL};
-use super::record::{Collected, ExitRecord, MAX_RECORD_BYTES};
+use super::record::{Collected, ExitRecord, MAX_RECORD_BYTES, RECORD_ROOM};
 use super::secrets;
 use super::wire::{Inputs, PlanFds};
 use nix::fcntl::{OFlag, open};
@@ -14,13 +14,10 @@ use nix::unistd::{mkfifo, pipe2, write};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt as _};
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
-
-/// Room for an exit record of the usual size, so that it is read at once.
-const USUAL_RECORD: usize = 4096;
 
 /// The folder of one attempt.
 #[derive(Clone, Debug)]
@@ -112,11 +109,11 @@ impl RunFolder {
     /// other file in it the folder stays, emptied, and an error is returned.
     pub fn empty(&self, spare: &Path, also: &[&str]) -> Result<(), SandboxError> {
         let own = [self.stdout_path(), self.stderr_path(), self.result_path(), self.result_file_path()];
-        let own = own
-            .into_iter()
-            .chain([self.artifacts_path(), self.exit_path()])
-            .chain(also.iter().map(|name| self.dir.join(name)));
-        let mut expected = 2; // The two fifos hold nothing when nobody has them open.
+        let own =
+            own.into_iter().chain([self.artifacts_path()]).chain(also.iter().map(|name| self.dir.join(name)));
+        reserve(&File::from(open_at(&self.exit_path(), OFlag::O_WRONLY)?))
+            .map_err(|e| SandboxError::path("empty", &self.exit_path(), e))?;
+        let mut expected = 3; // The record, and two fifos that hold nothing when nobody has them open.
         for path in own {
             expected += 1;
             if fs::metadata(&path).map_err(|e| SandboxError::path("read", &path, e))?.len() > 0 {
@@ -149,6 +146,10 @@ impl RunFolder {
             Some(Script::Bytes(bytes)) => in_memory(&bytes)?,
             None => in_memory(b"")?,
         };
+        let exit = File::from(open_at(&folder.exit_path(), OFlag::O_WRONLY | fresh)?);
+        if exit.metadata().is_ok_and(|m| m.len() < RECORD_ROOM as u64) {
+            reserve(&exit).map_err(|e| SandboxError::path("write", &folder.exit_path(), e))?;
+        }
         let params: &[u8] = if inputs.params.is_empty() { b"{}" } else { &inputs.params };
         let fds = PlanFds {
             stdout: open_at(&folder.stdout_path(), output)?,
@@ -156,7 +157,7 @@ impl RunFolder {
             result: open_at(&folder.result_path(), output)?,
             result_file: open_at(&folder.result_file_path(), output)?,
             artifacts: open_at(&folder.artifacts_path(), output)?,
-            exit: open_at(&folder.exit_path(), OFlag::O_WRONLY | fresh)?,
+            exit: exit.into(),
             events,
             control,
             inputs: Inputs {
@@ -294,7 +295,7 @@ impl RunFolder {
     /// Reads the exit record; `None` if there is none yet (or, the keeper dead, only a torn one).
     pub fn exit_record(&self) -> Result<Option<ExitRecord>, SandboxError> {
         let path = self.exit_path();
-        let mut bytes = Vec::with_capacity(USUAL_RECORD);
+        let mut bytes = Vec::with_capacity(RECORD_ROOM + 1);
         File::open(&path)
             .and_then(|file| file.take(MAX_RECORD_BYTES as u64).read_to_end(&mut bytes))
             .map_err(|e| SandboxError::path("read", &path, e))?;
@@ -350,6 +351,13 @@ impl Events {
 fn open_at(path: &Path, flags: OFlag) -> Result<OwnedFd, SandboxError> {
     open(path, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::from_bits_truncate(0o600))
         .map_err(|e| SandboxError::path("open", path, e.into()))
+}
+
+/// Writes zeros where the exit record will be, over one that may be there: the disk may be full when it is written. A
+/// file system that has taken bytes takes others in their place (those that copy on write keep some room of their own).
+fn reserve(exit: &File) -> io::Result<()> {
+    exit.write_all_at(&[0; RECORD_ROOM], 0)?;
+    exit.set_len(RECORD_ROOM as u64)
 }
 
 /// Bytes as a file without a place.

@@ -11,7 +11,11 @@ pub const RECORD_VERSION: u32 = 1;
 /// The largest record, in bytes.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
-/// One attempt, ended. Written as one line of JSON by one write, so a torn record has no newline.
+/// Room that a run folder reserves for its record, in bytes. A list of 64 kept files of usual names fits in too.
+pub(super) const RECORD_ROOM: usize = 16 * 1024;
+
+/// One attempt, ended. One line of JSON; a torn record has no newline. What stands behind the line is not part of it:
+/// the file holds zeros from the beginning, so that a full disk has room for the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// [`RECORD_VERSION`].
@@ -188,7 +192,15 @@ impl ExitRecord {
 
     /// Reads a record; `None` if it is not there yet or torn.
     pub fn from_line(bytes: &[u8]) -> Option<ExitRecord> {
-        serde_json::from_slice(bytes.strip_suffix(b"\n")?).ok()
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        serde_json::from_slice(&bytes[..end]).ok()
+    }
+
+    /// Replaces the list of kept files by one entry that says so: for a disk that has no room for the list.
+    pub(super) fn without_artifacts(&mut self) {
+        let error = format!("no room for the list of the {} files to keep", self.artifacts.len());
+        let gone = Collected { name: String::new(), path: String::new(), bytes: 0, error: Some(error) };
+        self.artifacts = vec![gone];
     }
 }
 
@@ -227,6 +239,36 @@ mod tests {
         for end in 0..line.len() {
             assert_eq!(ExitRecord::from_line(&line[..end]), None);
         }
+    }
+
+    #[test]
+    fn a_record_is_read_from_the_room_that_was_reserved_for_it() {
+        let mut room = vec![0; RECORD_ROOM];
+        assert_eq!(ExitRecord::from_line(&room), None);
+        let line = record().to_line();
+        for written in 1..=line.len() {
+            room[..written].copy_from_slice(&line[..written]);
+            assert_eq!(ExitRecord::from_line(&room).is_some(), written == line.len());
+        }
+        assert_eq!(ExitRecord::from_line(&room), Some(record()));
+    }
+
+    #[test]
+    fn a_record_with_many_files_to_keep_fits_its_room_and_any_other_does_without_its_list() {
+        let file = |at| Collected {
+            name: format!("report-{at}-of-the-nightly-backup"),
+            path: format!("out/reports/report-{at}-of-the-nightly-backup.json"),
+            bytes: 0,
+            error: Some("No space left on device".into()),
+        };
+        let mut record = ExitRecord { artifacts: (0..64).map(file).collect(), ..record() };
+        assert!(record.to_line().len() <= RECORD_ROOM, "{}", record.to_line().len());
+        record.artifacts.iter_mut().for_each(|file| file.name = "x".repeat(1024));
+        assert!(record.to_line().len() > RECORD_ROOM);
+        record.without_artifacts();
+        assert!(record.to_line().len() <= RECORD_ROOM / 4);
+        let said = record.artifacts[0].error.clone().unwrap_or_default();
+        assert!(said.contains("64 files"), "{said}");
     }
 
     #[test]
