@@ -1,5 +1,5 @@
 //! What people try on one host without a broker, by the real program, as root and as an ordinary user.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, chown, geteuid};
@@ -326,7 +326,8 @@ fn what_is_explained_is_what_a_script_finds() {
             let mut writable = words(&explained["writable"]);
             let mut found: Vec<_> =
                 run["result"]["dirs"].as_str().unwrap().lines().map(str::to_owned).collect();
-            (writable.sort(), found.sort());
+            writable.sort();
+            found.sort();
             assert_eq!(found, writable, "{profile}");
             for (layer, state) in run["sandbox"]["layers"].as_object().unwrap() {
                 let depends_on_the_host =

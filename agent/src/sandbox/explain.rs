@@ -94,9 +94,10 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
                 "of /etc only, where the host has it: {}; passwd and group name nobody of the host",
                 etc.join(" ")
             ),
-            format!("of /dev only: {}", DEVICES.join(" ")),
+            format!("of /dev only: {}, and links to its own descriptors", DEVICES.join(" ")),
             "of /proc only its own processes, read-only".to_owned(),
-            "nothing else: no home folders, no /var, /root, /boot, /sys, no other run".to_owned(),
+            "nothing else: no home folders, nothing of /var, /root, /boot, /srv or /sys, no other run"
+                .to_owned(),
         ],
         None => vec![
             "the host's whole file system, read-only, as far as the permissions of its uid go".to_owned(),
@@ -170,7 +171,9 @@ fn meaning(layer: Layer) -> &'static str {
         Layer::User => "capabilities inside mean nothing outside",
         Layer::Uid => "a kernel uid that no other slot and not the agent has",
         Layer::Mount => "mounts of its own",
-        Layer::Pid => "processes of its own: it sees and signals no others, and all end together",
+        Layer::Pid => {
+            "processes of its own: it signals no others (and sees them in host only), and all end together"
+        }
         Layer::Net => "a network of its own with nothing in it",
         Layer::Ipc => "shared memory, semaphores and message queues of its own",
         Layer::Uts => "a host name record of its own",
