@@ -258,6 +258,32 @@ pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
     }
 }
 
+/// The files that a configuration names, whether they are there or not.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The key that signs.
+    pub key: PathBuf,
+    /// The broker's credentials.
+    pub creds: PathBuf,
+    /// The key that opens secrets.
+    pub curve_key: PathBuf,
+    /// The trust list.
+    pub trust: PathBuf,
+}
+
+/// Which files a configuration names. Reads none of them.
+pub fn files(path: &Path) -> Result<Files, ConfigError> {
+    let written = read(path)?;
+    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let base = base.parent().unwrap_or(Path::new("/"));
+    Ok(Files {
+        key: base.join(&written.key),
+        creds: base.join(&written.creds),
+        curve_key: base.join(written.curve_key.unwrap_or_else(|| written.state_dir.join("curve.seed"))),
+        trust: base.join(&written.trust),
+    })
+}
+
 fn read(path: &Path) -> Result<Written, ConfigError> {
     let fail = |problem: String| ConfigError { path: path.display().to_string(), problems: vec![problem] };
     let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;

@@ -51,12 +51,23 @@ enum Command {
     },
     /// Run a script on this host as a task would be run, without a broker, and show its record
     Test(local::trial::TestArgs),
+    /// What this host offers and lacks for sandboxes, and the setting that would enable it; 1 if something fails
+    Doctor(local::doctor::DoctorArgs),
+    /// What a profile lets a script do
+    #[command(subcommand)]
+    Sandbox(Sandbox),
     /// Check a configuration file and say what is wrong with it
     Config {
         /// Configuration file
         #[arg(value_name = "FILE", default_value = "/etc/sally/agent.toml")]
         file: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+enum Sandbox {
+    /// What a script in this profile sees, may write, may call and may use, in plain words
+    Explain(local::explain::ExplainArgs),
 }
 
 /// Where an agent of this host keeps its state.
@@ -97,6 +108,8 @@ fn main() -> ExitCode {
         Command::Resume { place } => in_place(&place, local::resume),
         Command::Status { place, output } => in_place(&place, |dir| show_status(dir, output)),
         Command::Test(args) => test(&args),
+        Command::Doctor(args) => doctor(&args),
+        Command::Sandbox(Sandbox::Explain(args)) => explain(&args),
         Command::Config { file } => done(config::load(&file).map(|_| ())),
     }
 }
@@ -154,6 +167,34 @@ fn test(args: &local::trial::TestArgs) -> ExitCode {
         return ExitCode::from(PIPE_CLOSED);
     }
     ExitCode::from(local::judged::exit_code(tried.record.state))
+}
+
+fn doctor(args: &local::doctor::DoctorArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return done::<std::io::Error>(Err(error)),
+    };
+    let report = runtime.block_on(local::doctor::run(args));
+    // Whoever closed the pipe wants no more.
+    let _ = match args.output {
+        Form::Table => local::show::text(&report.as_text()),
+        Form::Json => local::show::json(&report.as_json()),
+    };
+    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn explain(args: &local::explain::ExplainArgs) -> ExitCode {
+    match local::explain::run(args) {
+        Ok(text) => {
+            // Whoever closed the pipe wants no more. The text is this program's own.
+            let _ = local::show::text(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn log_to_stderr() {

@@ -231,3 +231,127 @@ fn a_file_that_is_not_there_is_a_usage_error() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/script"));
     assert!(Path::new(&place.tmp()).read_dir().unwrap().next().is_none());
 }
+
+fn doctor(place: &Place, args: &[&str]) -> (i32, Value) {
+    let output = place.run(&[&["doctor", "-o", "json"], args].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.code().unwrap(), serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
+}
+
+fn finding<'a>(report: &'a Value, check: &str, level: &str) -> &'a Value {
+    let all = report["checks"].as_array().unwrap();
+    let found = all.iter().find(|f| f["check"] == check && f["level"] == level);
+    found.unwrap_or_else(|| panic!("no {level} {check} in {report:#}"))
+}
+
+#[test]
+fn the_doctor_tries_each_profile_and_says_what_a_run_says() {
+    for place in Place::all() {
+        let (code, report) = doctor(&place, &[]);
+        assert_eq!(code, 0, "{report:#}");
+        assert_eq!(report["mode"], if place.as_user { "user" } else { "root" });
+        for trial in report["profiles"].as_array().unwrap() {
+            let profile = trial["profile"].as_str().unwrap();
+            assert_eq!(trial["works"], true, "{trial}");
+            let (_, run) = place.test("#!/bin/sh\n", &["--profile", profile]);
+            assert_eq!(trial["layers"], run["sandbox"]["layers"], "{profile}");
+        }
+        let limited = report["profiles"][0]["layers"]["cgroup"] == "enforced";
+        let groups = finding(&report, "control groups", if limited { "pass" } else { "warn" });
+        assert_eq!(groups["next"].is_null(), limited, "what does not pass says what to do: {groups}");
+        place.nothing_is_left();
+    }
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_with_a_configuration_and_what_to_do() {
+    // As whoever runs the tests: the files are theirs.
+    let place = Place::new(!geteuid().is_root());
+    let key = place.file("a.seed", &sally_common::key::SigningKey::generate().seed());
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let creds = place.file("a.creds", "no credentials");
+    fs::set_permissions(&creds, fs::Permissions::from_mode(0o600)).unwrap();
+    place.file("trust.json", r#"{"version":1,"expires_ms":1,"threshold":1,"controllers":[],"callers":[]}"#);
+    let config = place.file(
+        "agent.toml",
+        "name = \"web-1\"\nzone = \"dmz\"\nurl = \"nats://127.0.0.1:1\"\ncreds = \"a.creds\"\nkey = \"a.seed\"\n\
+         trust = \"trust.json\"\nstate_dir = \"tmp\"\nlauncher_socket = \"nobody.sock\"\n\
+         [storage]\nmin_free_bytes = 1000000000000000\n",
+    );
+    let (code, report) = doctor(&place, &["--config", &config]);
+    assert_eq!(code, 1, "{report:#}");
+    assert_eq!(report["ok"], false);
+    for (check, words) in [
+        ("key", "chmod 600"),
+        ("credentials", "issued again"),
+        ("trust list", "new list"),
+        ("disk", "min_free_bytes"),
+        ("broker", "credentials"),
+        ("launcher", "sally-agent launcher"),
+    ] {
+        let next = finding(&report, check, "fail")["next"].as_str().unwrap();
+        assert!(next.contains(words), "{check}: {next}");
+    }
+    finding(&report, "configuration", "pass");
+    finding(&report, "state folder", "pass");
+    let text = String::from_utf8(place.run(&["doctor", "--config", &config]).stdout).unwrap();
+    assert!(text.contains("FAIL  key") && text.contains("→ chmod 600"), "{text}");
+
+    let broken = place.file("broken.toml", "name = 1\n");
+    let (code, report) = doctor(&place, &["--config", &broken]);
+    assert_eq!(code, 1);
+    finding(&report, "configuration", "fail");
+}
+
+#[test]
+fn what_is_explained_is_what_a_script_finds() {
+    for place in Place::all() {
+        for profile in ["strict", "net"] {
+            let output = place.run(&["sandbox", "explain", profile, "-o", "json"]);
+            let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let script = "#!/bin/sh\nls /etc >out; find / -name proc -prune -o -type d -writable -print >dirs 2>/dev/null\n\
+                sally-task set etc=\"$(cat out)\" dirs=\"$(cat dirs)\"\n";
+            let (code, run) = place.test(script, &["--profile", profile]);
+            assert_eq!(code, 0, "{run}");
+            let words = |value: &Value| -> Vec<String> {
+                value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
+            };
+            let etc: Vec<_> = words(&explained["etc"])
+                .iter()
+                .map(|name| name.split('/').next().unwrap().to_owned())
+                .collect();
+            for name in run["result"]["etc"].as_str().unwrap().lines() {
+                assert!(etc.iter().any(|known| known == name), "/etc/{name} is not explained");
+            }
+            let mut writable = words(&explained["writable"]);
+            let mut found: Vec<_> =
+                run["result"]["dirs"].as_str().unwrap().lines().map(str::to_owned).collect();
+            writable.sort();
+            found.sort();
+            assert_eq!(found, writable, "{profile}");
+            for (layer, state) in run["sandbox"]["layers"].as_object().unwrap() {
+                let depends_on_the_host =
+                    layer.starts_with("cgroup") || layer == "landlock" || layer == "pid";
+                if !depends_on_the_host {
+                    assert_eq!(state, &explained["layers"][layer], "{profile} {layer}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_explanation_has_the_numbers_of_the_configuration() {
+    let place = Place::new(!geteuid().is_root());
+    let config = place.file(
+        "agent.toml",
+        "name = \"web-1\"\nzone = \"dmz\"\nurl = \"nats://x\"\ncreds = \"none\"\nkey = \"none\"\n\
+         trust = \"none\"\nstate_dir = \"none\"\n[limits]\nopen_files = 77\n",
+    );
+    let output = place.run(&["sandbox", "explain", "strict", "--config", &config]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for words in ["open_files = 77", "no connection leaves or enters", "not protected", "families"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert_eq!(place.run(&["sandbox", "explain", "wide"]).status.code(), Some(2));
+}

@@ -15,6 +15,7 @@ mod basics;
 mod by_hand;
 mod delivery;
 mod demo;
+mod doctor;
 mod effects;
 mod facts;
 mod faults;

@@ -1,9 +1,11 @@
 //! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, work
 //! on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
 //! a task would be run, with [`mod@watch`] and [`show`] for its output and
-//! [`judged`] for its record.
+//! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] starts nothing.
 #![forbid(unsafe_code)]
 
+pub mod doctor;
+pub mod explain;
 pub mod judged;
 pub mod scratch;
 pub mod show;

@@ -43,6 +43,15 @@ impl Shown {
     }
 }
 
+/// Writes text to standard output.
+///
+/// # Errors
+/// Nobody reads it, or it cannot be written.
+pub fn text(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    if out.is_terminal() { out.write_all(sanitise(text).as_bytes()) } else { out.write_all(text.as_bytes()) }
+}
+
 /// Writes JSON to standard output.
 ///
 /// # Errors

@@ -16,7 +16,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// The version of the kernel's interface from which on all of this is enforced: files, TCP, scopes.
-pub(super) const WHOLE_ABI: u32 = 6;
+pub const WHOLE_ABI: u32 = 6;
+
+/// Folders of the box that a script may write.
+pub(super) const WRITABLE_IN_BOX: [&str; 3] = ["work", "tmp", "out"];
+
+/// What else it may write in a private root: folders of its own at usual places.
+pub(super) const WRITABLE_OUTSIDE: [&str; 2] = ["/tmp", "/dev/shm"];
 
 /// Rights on files and folders.
 mod access {
@@ -70,7 +76,7 @@ pub(super) struct Rules {
 }
 
 /// The version of landlock that the kernel offers, 0 if none.
-pub(super) fn abi() -> u32 {
+pub fn abi() -> u32 {
     sys::landlock_abi().unwrap_or(0)
 }
 
@@ -112,12 +118,13 @@ pub(super) fn prepare(
         allow(&Path::new("/dev").join(name), node)?;
     }
     let own = !(access::MAKE_CHAR | access::MAKE_BLOCK | access::IOCTL_DEV);
-    for name in ["work", "tmp", "out"] {
+    for name in WRITABLE_IN_BOX {
         allow(&base.join(name), own)?;
     }
     if private_root {
-        allow(Path::new("/tmp"), own)?;
-        allow(Path::new("/dev/shm"), own)?;
+        for path in WRITABLE_OUTSIDE {
+            allow(Path::new(path), own)?;
+        }
     }
     Ok(Some(Rules { ruleset, closed, abi }))
 }

@@ -51,7 +51,7 @@ pub struct LauncherArgs {
     #[arg(long = "box", value_name = "PATH")]
     pub host_box: Option<PathBuf>,
     /// Kernel uid and gid of slot 0 when started as root; slot N has this plus N
-    #[arg(long, default_value_t = 200_000, value_name = "UID")]
+    #[arg(long, default_value_t = UID_BASE, value_name = "UID")]
     pub uid_base: u32,
     /// Account that may use the socket, besides root and the launcher's own
     #[arg(long, value_name = "UID")]
@@ -78,6 +78,9 @@ pub struct LauncherArgs {
     #[arg(long = "break", value_name = "LAYER", hide = true)]
     pub broken: Vec<Layer>,
 }
+
+/// Kernel uid of slot 0 under a root launcher that is told no other.
+pub const UID_BASE: u32 = 200_000;
 
 /// How long a request for a slot waits for the slot to become free.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);

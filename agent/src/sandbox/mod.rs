@@ -10,6 +10,7 @@
 //! - `cgroup`, `cgroup_group`: control groups: where they are, and one slot's.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
+//! - `explain`: the same in words, for people.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
 //! - `sys`: system calls; the only `unsafe` code of the project.
 //!
@@ -22,6 +23,7 @@ mod capture;
 mod cgroup;
 mod cgroup_group;
 mod client;
+mod explain;
 mod folder;
 mod forker;
 mod init;
@@ -45,8 +47,10 @@ mod wire;
 
 pub use artifacts::{DoorBytes, NamedFile, NamedFiles};
 pub use client::{Launcher, Started, connect_within, spawn_launcher};
+pub use explain::{Explained, Section, explain};
 pub use folder::{Event, Events, Go, Handover, RunFolder, RunInputs, Script};
-pub use launcher::{LauncherArgs, run as run_launcher};
+pub use landlock::{WHOLE_ABI as WHOLE_LANDLOCK, abi as landlock_abi};
+pub use launcher::{LauncherArgs, UID_BASE, run as run_launcher};
 pub use layer::{Hold, Layer, Layers, missing as missing_layers};
 pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};

@@ -40,10 +40,11 @@ pub(super) const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urando
 pub(super) const SYSTEM_LINKS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 /// Folders of `/etc` that hold nothing secret and are needed by libraries.
-const ETC_FOLDERS: [&str; 5] = ["ssl", "alternatives", "ca-certificates", "pki/tls", "crypto-policies"];
+pub(super) const ETC_FOLDERS: [&str; 5] =
+    ["ssl", "alternatives", "ca-certificates", "pki/tls", "crypto-policies"];
 
 /// Files of `/etc` that hold nothing secret, copied so that replacing them outside is no surprise.
-const ETC_FILES: [&str; 9] = [
+pub(super) const ETC_FILES: [&str; 9] = [
     "ld.so.cache",
     "ld.so.conf",
     "services",
@@ -56,7 +57,13 @@ const ETC_FILES: [&str; 9] = [
 ];
 
 /// Files of `/etc` that say how to find hosts: only where there is a network.
-const ETC_NETWORK_FILES: [&str; 3] = ["hosts", "resolv.conf", "gai.conf"];
+pub(super) const ETC_NETWORK_FILES: [&str; 3] = ["hosts", "resolv.conf", "gai.conf"];
+
+/// Files of `/etc` that are made, not copied.
+pub(super) const ETC_MADE: [&str; 3] = ["passwd", "group", "nsswitch.conf"];
+
+/// Files of `/etc` that are copied or linked as they are on the host.
+pub(super) const ETC_LINKS: [&str; 2] = ["localtime", "os-release"];
 
 const STEP: &str = "root";
 
@@ -125,15 +132,16 @@ impl Template<'_> {
 
     fn build_etc(&self, etc: &Path) -> Result<(), StepError> {
         let (uid, gid) = (self.uid, self.gid);
+        let made = ETC_MADE;
         let passwd = format!(
             "root:x:0:0:root:/root:/bin/sh\nsally:x:{uid}:{gid}:sally:{BOX}/work:/bin/sh\n\
              nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
         );
-        make_file(&etc.join("passwd"), passwd.as_bytes(), 0o644)?;
+        make_file(&etc.join(made[0]), passwd.as_bytes(), 0o644)?;
         let group = format!("root:x:0:\nsally:x:{gid}:\nnogroup:x:65534:\n");
-        make_file(&etc.join("group"), group.as_bytes(), 0o644)?;
+        make_file(&etc.join(made[1]), group.as_bytes(), 0o644)?;
         let lookup = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n";
-        make_file(&etc.join("nsswitch.conf"), lookup, 0o644)?;
+        make_file(&etc.join(made[2]), lookup, 0o644)?;
         let network = self.profile != Profile::Strict;
         for name in ETC_FILES.iter().chain(ETC_NETWORK_FILES.iter().filter(|_| network)) {
             if let Ok(content) = fs::read(Path::new("/etc").join(name)) {
@@ -143,7 +151,7 @@ impl Template<'_> {
         if !network {
             make_file(&etc.join("hosts"), b"127.0.0.1 localhost\n::1 localhost\n", 0o644)?;
         }
-        for name in ["localtime", "os-release"] {
+        for name in ETC_LINKS {
             if let Ok(target) = fs::read_link(Path::new("/etc").join(name)) {
                 make_link(&target, &etc.join(name))?;
             } else if let Ok(content) = fs::read(Path::new("/etc").join(name)) {

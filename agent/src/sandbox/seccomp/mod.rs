@@ -151,15 +151,21 @@ fn limits(profile: Profile) -> Vec<Limit> {
     limits
 }
 
-/// Sockets: the families of the profile, and nothing raw.
-fn socket_limits(profile: Profile) -> Vec<Limit> {
-    let mut families = vec![libc::AF_UNIX];
+/// The families of sockets that a profile has, with a name for people.
+pub(super) fn families(profile: Profile) -> Vec<(i32, &'static str)> {
+    let mut families = vec![(libc::AF_UNIX, "unix")];
     if profile > Profile::Strict {
-        families.extend([libc::AF_INET, libc::AF_INET6]);
+        families.extend([(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")]);
     }
     if profile > Profile::Net {
-        families.push(libc::AF_NETLINK);
+        families.push((libc::AF_NETLINK, "netlink"));
     }
+    families
+}
+
+/// Sockets: the families of the profile, and nothing raw.
+fn socket_limits(profile: Profile) -> Vec<Limit> {
+    let families: Vec<i32> = families(profile).into_iter().map(|(family, _)| family).collect();
     let other = families.iter().map(|family| is(0, Is::NotEqual(*family as u32))).collect();
     let limit = |when, why| Limit { name: "socket", call: libc::SYS_socket, when, why };
     let mut limits = vec![limit(other, "families that the profile does not name")];
