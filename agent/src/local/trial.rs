@@ -52,7 +52,7 @@ pub struct TestArgs {
     /// A variable of its environment: NAME=VALUE; repeatable
     #[arg(long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// A limit, named as in [limits] of the configuration, such as memory_bytes=67108864; repeatable
+    /// A limit, named as in `[limits]` of the configuration, such as memory_bytes=67108864; repeatable
     #[arg(long, value_name = "NAME=VALUE")]
     pub limit: Vec<String>,
     /// Fail if it gives no result

@@ -4,11 +4,11 @@
 //! - [`shared`]: identity, journal, connection and launcher, which loop and runs both use.
 //! - [`mod@run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
 //!   what an order names, [`outcome`] the judgement of how it ended.
-//! - [`intake`]: messages from the controller, checked; [`commands`] what is done about them, [`admission`] a dispatch
+//! - [`intake`]: messages from the controller, checked; `commands` what is done about them, `admission` a dispatch
 //!   that becomes a run, [`backlog`] dispatches for which no slot was free.
-//! - [`recovery`]: after a restart; [`speak`]: questions and heartbeats, [`heartbeat`] facts of the host in them.
-//! - [`upkeep`]: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
-//! - [`launching`]: the launcher that this agent uses, or starts.
+//! - `recovery`: after a restart; `speak`: questions and heartbeats, [`heartbeat`] facts of the host in them.
+//! - `upkeep`: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
+//! - `launching`: the launcher that this agent uses, or starts.
 #![forbid(unsafe_code)]
 
 mod admission;

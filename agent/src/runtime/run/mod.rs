@@ -5,8 +5,8 @@
 //!   → tail output → exit record → result into the spool, beside its publication → receipt
 //! ```
 //!
-//! - [`mod@start`]: up to the word "go"; [`follow`]: while it runs; [`conclude`]: its end as a result's body;
-//!   [`artifacts`]: files that the script left behind; [`deliver`]: spool, publication, receipt.
+//! - [`mod@start`]: up to the word "go"; `follow`: while it runs; [`conclude`]: its end as a result's body;
+//!   `artifacts`: files that the script left behind; `deliver`: spool, publication, receipt.
 //! - [`secrets`]: sealed, opened, masked.
 //! - [`files`]: the agent's own files in the run folder.
 #![forbid(unsafe_code)]
