@@ -84,6 +84,7 @@ impl Played {
             welcome: true,
             message: None,
             waiting: 0,
+            given: 0,
             renew: false,
         };
         change(&mut answer);
@@ -255,6 +256,24 @@ fn work_that_waits_is_not_overtaken() {
     assert!(!played.started("overtakes"));
     let live = played.dispatch("live", |_| ());
     played.result(&live);
+}
+
+#[test]
+fn a_dispatch_that_says_more_is_followed_by_a_question() {
+    let mut played = Played::start();
+    played.dispatch("first of three", |d| d.more = true);
+    let second = played.dispatch("second of three", |_| ());
+    let third = played.dispatch("third of three", |_| ());
+    played.wait_for("first of three");
+    let ask = played.ask(|ask| matches!(ask.question, Question::Work { credit: 1.., .. }));
+    assert!(!played.started("second of three"), "it comes by, and its turn is the controller's to say");
+    // The answer travels a shorter way than the dispatches that it speaks of.
+    played.answer(&ask, |a| (a.given, a.waiting) = (2, 0));
+    for run in [second, third] {
+        played.say(Kind::Dispatch, wire::to_bytes(&Dispatch { answers: Some(ask.nonce), ..run }));
+    }
+    played.wait_for("second of three");
+    played.wait_for("third of three");
 }
 
 #[test]

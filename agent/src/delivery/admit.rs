@@ -130,6 +130,7 @@ mod tests {
             order_signatures: vec![],
             answers: None,
             lane: sally_common::wire::command::Lane::Queue,
+            more: false,
         }
     }
 

@@ -19,8 +19,15 @@ use crate::delivery::memory::{Ended, Known, Phase};
 impl Agent {
     /// Judges a dispatch that came by. Its order is missing if it was too large to come along.
     pub(super) async fn dispatch(&mut self, dispatch: Dispatch, order: Option<CheckedOrder>) {
+        if let Some(nonce) = dispatch.answers {
+            self.came(nonce);
+        }
         let in_turn = self.turn.allows(dispatch.answers);
+        let more = dispatch.more;
         self.judge(dispatch, order, in_turn).await;
+        if more {
+            self.leave();
+        }
     }
 
     /// Judges a dispatch whose order was fetched. Its turn had come before.

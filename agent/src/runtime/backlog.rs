@@ -69,6 +69,12 @@ impl Backlog {
         self.room.saturating_sub(self.waiting.len())
     }
 
+    /// Whether it is time to ask for more: a question for each slot that becomes free would cost more than the
+    /// dispatches it brings.
+    pub fn is_half_empty(&self) -> bool {
+        self.room() * 2 >= self.room
+    }
+
     /// What is kept.
     pub fn attempts(&self) -> impl Iterator<Item = RunAttempt> {
         self.waiting.iter().map(|(d, _)| RunAttempt { run: d.run.clone(), attempt: d.attempt })
@@ -111,9 +117,11 @@ mod tests {
         assert!(!keep(2, 1), "no room");
         assert!(keep(0, 2) && keep(0, 1), "the same run needs no more room");
         assert_eq!(backlog.room(), 0);
+        assert!(!backlog.is_half_empty());
         assert_eq!(backlog.attempts().count(), 2);
         let taken = backlog.take().map(|(d, _)| (d.run, d.attempt));
         assert_eq!(taken, Some((job.run(0), 2)), "the newer attempt in the older's place");
+        assert!(backlog.is_half_empty());
         backlog.forget(&job.run(1));
         assert!(backlog.take().is_none());
         assert_eq!(Backlog::new(1024).room(), MOST);

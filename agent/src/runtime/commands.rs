@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::intake::{self, Command};
 use super::run::Word;
 use super::speak::{ASK_AGAIN, ASK_PAUSE};
-use super::{Agent, blob};
+use super::{Agent, Coming, blob};
 use crate::delivery::memory::Phase;
 use crate::delivery::turn::Turn;
 
@@ -102,6 +102,9 @@ impl Agent {
         }
         if is_latest {
             self.more = self.turn.answer(answer.waiting, asked.credit);
+            let left = answer.given.saturating_sub(asked.came);
+            let until = Instant::now() + ASK_AGAIN;
+            self.coming = (left > 0).then_some(Coming { nonce: asked.nonce, left, until });
         }
         if !self.open {
             self.open = true;
@@ -109,7 +112,7 @@ impl Agent {
             self.more = true;
             // The first heartbeat may have been said before anyone listened.
             self.tell_soon = true;
-        } else if asked.credit > 0 && answer.waiting > 0 && !self.took {
+        } else if asked.credit > 0 && answer.waiting > 0 && !self.took && self.coming.is_none() {
             // What waits was not given, or was lost on the way.
             self.ask_after = self.ask_after.max(Instant::now() + ASK_PAUSE);
         }
@@ -122,6 +125,7 @@ impl Agent {
         // A welcome that was said before this is none any more.
         self.questions.clear();
         self.asked = None;
+        self.coming = None;
         let message = answer.message.unwrap_or_else(|| "no reason was given".to_owned());
         tracing::error!("the controller does not let this agent start work: {message}");
         self.last_error = Some(message);
@@ -145,6 +149,7 @@ impl Agent {
                 self.backlog.clear();
                 self.questions.clear();
                 self.asked = None;
+                self.coming = None;
                 self.ask_after = Instant::now();
             }
             Err(error) => {

@@ -90,6 +90,18 @@ struct Asked {
     at: Instant,
     /// How much was asked for.
     credit: u32,
+    /// Dispatches that came for it.
+    came: u64,
+}
+
+/// Dispatches that were sent with an answer and are not here yet: the answer travels a shorter way.
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    /// The question.
+    nonce: Nonce,
+    left: u64,
+    /// What has not come by then is lost.
+    until: Instant,
 }
 
 struct Agent {
@@ -111,6 +123,8 @@ struct Agent {
     asked: Option<Asked>,
     /// The last questions without an answer: on a slow link one is asked again before its answer is there.
     questions: VecDeque<Asked>,
+    /// What is on its way here; no question before it has come.
+    coming: Option<Coming>,
     /// No question before this.
     ask_after: Instant,
     /// What is added to that when runs are given back.
@@ -197,6 +211,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         slots,
         asked: None,
         questions: VecDeque::new(),
+        coming: None,
         ask_after: Instant::now(),
         pause: Pause::default(),
         reconcile: true,
@@ -357,6 +372,7 @@ impl Agent {
                 // Whatever was on the way may be lost: say again what is owed, ask again for work.
                 self.connected.send_modify(|n| *n += 1);
                 self.asked = None;
+                self.coming = None;
                 self.reconcile = true;
                 self.more = true;
                 self.turn.doubt();

@@ -35,12 +35,18 @@ impl Agent {
         self.room() + u32::try_from(kept).unwrap_or(0)
     }
 
-    /// Asks for work when there is room and there may be some, one question at a time. At boot and after the
-    /// connection was away it asks in any case: the controller learns what is held here.
+    /// Asks for work when there is room and there may be some, one question at a time: for a free slot at once, for what is
+    /// kept for the next ones when half of that is used up. At boot and after the connection was away it asks in any
+    /// case: the controller learns what is held here.
     pub(super) async fn ask_if_useful(&mut self) {
         let credit = self.credit();
-        let useful = !self.open || self.reconcile || (self.more && credit > 0);
-        if self.asked.is_some() || !useful || Instant::now() < self.ask_after {
+        if self.coming.is_some_and(|coming| Instant::now() >= coming.until) {
+            self.coming = None;
+            self.more = true;
+        }
+        let wanting = self.room() > 0 || self.backlog.is_half_empty();
+        let useful = !self.open || self.reconcile || (self.more && credit > 0 && wanting);
+        if self.asked.is_some() || self.coming.is_some() || !useful || Instant::now() < self.ask_after {
             return;
         }
         self.more &= credit == 0;
@@ -48,7 +54,7 @@ impl Agent {
         self.took = false;
         let nonce = Nonce::generate();
         self.turn.ask(nonce);
-        let asked = Asked { nonce, at: Instant::now(), credit };
+        let asked = Asked { nonce, at: Instant::now(), credit, came: 0 };
         self.asked = Some(asked);
         if self.questions.len() == QUESTIONS {
             self.questions.pop_front();
@@ -64,6 +70,18 @@ impl Agent {
         let question = Question::Work { credit, boot: !self.open, held, instance, held_is_all };
         let ask = Ask { v: VERSION, from: self.shared.from(), nonce, question };
         self.shared.report(Channel::Ask, Kind::Ask, &ask).await;
+    }
+
+    /// Notes that a dispatch came for a question.
+    pub(super) fn came(&mut self, nonce: Nonce) {
+        if let Some(asked) = self.questions.iter_mut().find(|asked| asked.nonce == nonce) {
+            asked.came += 1;
+        } else if let Some(coming) = self.coming.as_mut().filter(|coming| coming.nonce == nonce) {
+            coming.left = coming.left.saturating_sub(1);
+            if coming.left == 0 {
+                self.coming = None;
+            }
+        }
     }
 
     /// Says how the agent is. `probe` is the nonce of a controller that asked for it.

@@ -51,6 +51,9 @@ pub struct Dispatch {
     /// How it travels.
     #[serde(default, skip_serializing_if = "Lane::is_queue")]
     pub lane: Lane,
+    /// More work waits behind this one: the agent asks for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// How a dispatch reaches its agent.
@@ -147,6 +150,10 @@ pub enum Stored {
     },
 }
 
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// The answer to an agent's question about work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answer {
@@ -166,6 +173,9 @@ pub struct Answer {
     /// How many dispatches for this agent are waiting beyond those just sent.
     #[serde(default)]
     pub waiting: u64,
+    /// How many dispatches were sent with this answer. They travel another way and may come after it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub given: u64,
     /// With `welcome` false: the journal is an old copy or a clone. The agent takes a new incarnation, keeps what it knows
     /// and asks again; what the old incarnation held is settled as unknown until the truth arrives.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

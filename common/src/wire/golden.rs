@@ -561,6 +561,7 @@ fn dispatch(order: Option<String>, signatures: Vec<OrderSignature>) -> Dispatch 
         order_signatures: signatures,
         answers: None,
         lane: Lane::Queue,
+        more: true,
     }
 }
 
@@ -582,6 +583,7 @@ fn commands() -> Vec<Sample> {
         now_ms: NOW_MS + 30,
         welcome,
         waiting: 3,
+        given: 2,
         renew: message.is_some(),
         message,
     };

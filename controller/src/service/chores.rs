@@ -92,7 +92,7 @@ async fn retry(service: &Service, now: i64) -> Result<(), LedgerError> {
         return Ok(());
     }
     let changes = service.ledger.release(now).await?;
-    let mut ready = Vec::new();
+    let (mut ready, mut hints) = (Vec::new(), Vec::new());
     {
         let mut fleet = service.fleet();
         for run in changes.iter().map(|change| &change.run) {
@@ -100,14 +100,20 @@ async fn retry(service: &Service, now: i64) -> Result<(), LedgerError> {
             if member.takes_work(now) && !member.behind {
                 ready.push(run.clone());
             } else {
-                member.behind = true;
+                if member.leave(now) {
+                    hints.push((run.zone.clone(), run.agent.clone()));
+                }
             }
         }
     }
     for change in &changes {
         inbound::tell(service, change, None).await;
     }
-    service.dispatch(&ready).await.map(|_| ())
+    service.dispatch(&ready).await?;
+    for (zone, agent) in hints {
+        service.hint(&zone, &agent).await?;
+    }
+    Ok(())
 }
 
 /// Says dispatches again of which nothing was heard. The agent answers duplicates from its journal.

@@ -19,6 +19,17 @@ use crate::ledger::{DispatchMark, LedgerError, Run};
 const ORDERS_KEPT: usize = 128;
 /// Runs of one hint, whatever slots an agent says it has.
 const HINT_MAX: u32 = 64;
+/// How often what waits is read for one hint, if more is left meanwhile.
+const HINT_TRIES: usize = 3;
+
+/// What a dispatch says of the agent's other work.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// The question that it answers.
+    answers: Option<Nonce>,
+    /// More waits behind it.
+    more: bool,
+}
 
 /// An order as it travels.
 #[derive(Debug, Clone)]
@@ -92,6 +103,11 @@ impl Service {
     /// Dispatches these runs to agents that are there; the others stay pending and are dispatched when their
     /// agent asks. Returns how many were published.
     pub async fn dispatch(&self, runs: &[Run]) -> Result<usize, LedgerError> {
+        self.dispatch_saying(runs, false).await
+    }
+
+    /// The same; the last one says whether more waits behind it.
+    async fn dispatch_saying(&self, runs: &[Run], more: bool) -> Result<usize, LedgerError> {
         let now = now_ms();
         let mut ready = Vec::new();
         {
@@ -106,31 +122,36 @@ impl Service {
                 }
             }
         }
-        self.send(ready, None, now).await
+        self.send(ready, Told { answers: None, more }, now).await
     }
 
     /// Dispatches these runs to an agent as part of the answer to its question.
     pub async fn dispatch_to(&self, to: &To, runs: &[Run], answers: Nonce) -> Result<usize, LedgerError> {
         let ready = runs.iter().map(|run| (run, to.clone(), next_attempt(run))).collect();
-        self.send(ready, Some(answers), now_ms()).await
+        self.send(ready, Told { answers: Some(answers), more: false }, now_ms()).await
     }
 
-    /// Dispatches what is first in an agent's order, one run more than it has slots: what it cannot take now tells
-    /// it to ask.
+    /// Dispatches what is first in an agent's order, one run more than it has slots. If more waits the last one says so, and
+    /// the agent asks.
     pub async fn hint(&self, zone: &Zone, agent: &Agent) -> Result<(), LedgerError> {
-        let slots = {
-            let fleet = self.fleet();
-            let member = fleet.get(zone, agent).filter(|m| m.takes_work(now_ms()));
-            let Some(member) = member else { return Ok(()) };
-            member.heartbeat.as_ref().map_or(1, |b| b.slots.total).clamp(1, HINT_MAX)
-        };
-        let mut first = self.ledger.waiting_for(zone, agent, slots + 2).await?;
-        let more = first.len() > slots as usize + 1;
-        first.truncate(slots as usize + 1);
-        if let Some(member) = self.fleet().get_mut(zone, agent) {
-            member.behind = more;
+        // What was left while it was read may not be in it: with nothing to send that could say so, it is read again.
+        for _ in 0..HINT_TRIES {
+            let (slots, left) = {
+                let fleet = self.fleet();
+                let member = fleet.get(zone, agent).filter(|m| m.takes_work(now_ms()));
+                let Some(member) = member else { return Ok(()) };
+                let slots = member.heartbeat.as_ref().map_or(1, |b| b.slots.total).clamp(1, HINT_MAX);
+                (slots as usize, member.left())
+            };
+            let mut first = self.ledger.waiting_for(zone, agent, slots as u32 + 2).await?;
+            let more = first.len() > slots + 1;
+            first.truncate(slots + 1);
+            let more = self.fleet().get_mut(zone, agent).is_some_and(|member| member.read(left, more));
+            if !first.is_empty() || !more {
+                return self.dispatch_saying(&first, more).await.map(|_| ());
+            }
         }
-        self.dispatch(&first).await.map(|_| ())
+        Ok(())
     }
 
     /// Asks an agent how these runs stand, by dispatches that have expired: who knows them says so, who does not
@@ -140,7 +161,7 @@ impl Service {
         for run in runs {
             let Some(order) = self.order(run.id.job()).await? else { continue };
             let asked = Run { expires_ms: now - 1, ..run.clone() };
-            let envelope = self.seal_dispatch(&asked, to.clone(), run.attempt, &order, None, now);
+            let envelope = self.seal_dispatch(&asked, to.clone(), run.attempt, &order, Told::default(), now);
             let subject = self.prefix.agent(Channel::Live, &to.zone, &to.agent);
             self.publish(subject, envelope).await;
         }
@@ -157,16 +178,11 @@ impl Service {
                 agent_key: run.agent_key.clone(),
                 incarnation,
             };
-            self.publish_dispatch(run, to, run.attempt, order, None, now).await;
+            self.publish_dispatch(run, to, run.attempt, order, Told::default(), now).await;
         }
     }
 
-    async fn send(
-        &self,
-        ready: Vec<(&Run, To, u32)>,
-        answers: Option<Nonce>,
-        now: i64,
-    ) -> Result<usize, LedgerError> {
+    async fn send(&self, ready: Vec<(&Run, To, u32)>, told: Told, now: i64) -> Result<usize, LedgerError> {
         // What is on record as dispatched to this incarnation under this attempt needs no new mark.
         let is_marked = |run: &Run, to: &To, attempt: u32| {
             run.state == RunState::Dispatched
@@ -185,12 +201,14 @@ impl Service {
         let mut allowed = self.ledger.dispatch(marks).await?.into_iter();
         sally_common::fail::point("controller.dispatch.after-mark");
         let mut sent = 0;
-        for (run, to, attempt) in ready {
+        let last = ready.len().saturating_sub(1);
+        for (n, (run, to, attempt)) in ready.into_iter().enumerate() {
             if !is_marked(run, &to, attempt) && allowed.next() != Some(true) {
                 continue;
             }
             let Some(order) = self.order(run.id.job()).await? else { continue };
-            self.publish_dispatch(run, to, attempt, &order, answers, now).await;
+            let told = Told { more: told.more && n == last, ..told };
+            self.publish_dispatch(run, to, attempt, &order, told, now).await;
             sent += 1;
         }
         Ok(sent)
@@ -202,11 +220,11 @@ impl Service {
         to: To,
         attempt: u32,
         order: &OrderBytes,
-        answers: Option<Nonce>,
+        told: Told,
         now: i64,
     ) {
         let subject = self.prefix.agent(Channel::Task, &to.zone, &to.agent);
-        let envelope = self.seal_dispatch(run, to, attempt, order, answers, now);
+        let envelope = self.seal_dispatch(run, to, attempt, order, told, now);
         match run.direct {
             true => self.publish_direct(run, attempt, envelope).await,
             false => self.publish(subject, envelope).await,
@@ -219,7 +237,7 @@ impl Service {
         to: To,
         attempt: u32,
         order: &OrderBytes,
-        answers: Option<Nonce>,
+        told: Told,
         now: i64,
     ) -> Envelope {
         let mut dispatch = Dispatch {
@@ -233,8 +251,9 @@ impl Service {
             order_bytes: order.text.len() as u64,
             order: Some(order.text.as_ref().to_owned()),
             order_signatures: order.signatures.to_vec(),
-            answers,
+            answers: told.answers,
             lane: if run.direct { Lane::Direct } else { Lane::Queue },
+            more: told.more,
         };
         let envelope = Envelope::seal(Kind::Dispatch, &self.key, &dispatch);
         if envelope.body.len() <= LIVE_MESSAGE_MAX {

@@ -56,6 +56,9 @@ pub struct Member {
     pub drained: bool,
     /// Whether work waits for it that it was not sent: what comes now stays behind that.
     pub behind: bool,
+    /// How often work was left waiting for it. Who reads what waits compares it before and after: what was left meanwhile may
+    /// not have been read.
+    left: u64,
     /// When it is hinted at what waits, and the pause after that; the controller's wall clock, milliseconds.
     pub hint: (i64, i64),
     /// Whether it has asked for work since this controller started.
@@ -87,6 +90,7 @@ impl Member {
             seen_ms: None,
             drained: false,
             behind: false,
+            left: 0,
             hint: (0, HINT_FIRST_MS),
             greeted: false,
             presence: Presence::default(),
@@ -162,9 +166,30 @@ impl Member {
         self.floor.welcome |= instance.is_some() && self.floor.instance == instance;
     }
 
-    /// It has asked, and so many dispatches wait beyond what it was sent.
-    pub fn asked(&mut self, now_ms: i64, waiting: usize) {
-        self.behind = waiting > 0;
+    /// Work is left waiting for it. Returns whether it must be hinted at that: it has not been told that something waits,
+    /// or it was and has not asked for long.
+    pub fn leave(&mut self, now_ms: i64) -> bool {
+        self.left += 1;
+        if !std::mem::replace(&mut self.behind, true) {
+            self.hint = (now_ms, HINT_FIRST_MS);
+        }
+        self.hint_is_due(now_ms)
+    }
+
+    /// How often work was left for it: to be compared with later, by [`Member::read`].
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// What waits for it was read, when so much had been [`Member::left`], and whether something waits beyond what it is
+    /// sent of it. Returns whether something does, as far as is known now.
+    pub fn read(&mut self, left: u64, more: bool) -> bool {
+        self.behind = more || self.left != left;
+        self.behind
+    }
+
+    /// It has asked.
+    pub fn asked(&mut self, now_ms: i64) {
         self.hint = (now_ms + HINT_FIRST_MS, HINT_FIRST_MS);
         self.greeted = true;
     }
@@ -407,6 +432,36 @@ mod tests {
         member.is_welcome(Some(process));
         member.heard_journal(&from(1, 9, Some(50)));
         (member, process)
+    }
+
+    fn heartbeat() -> Heartbeat {
+        let written = serde_json::json!({
+            "v": 1, "from": from(1, 10, Some(50)), "boot_id": "b", "sent_ms": 1_000, "interval_s": 30,
+            "state": "online", "version": "0.1.0", "slots": {"used": 0, "total": 4}, "running": [],
+            "spool": {"results": 0, "bytes": 0},
+            "host": {"hostname": "web-1", "os": "Linux", "kernel": "6.12", "arch": "x86_64",
+                     "load1": 0.5, "disk_free_bytes": 1},
+            "sandbox": {"mode": "root", "profiles": ["strict"]},
+        });
+        serde_json::from_value(written).expect("a heartbeat")
+    }
+
+    #[test]
+    fn what_was_left_while_the_rest_was_read_is_not_forgotten() {
+        let (mut member, process) = member();
+        member.seen_ms = Some(1_000);
+        member.presence.hear(process, false, true, 1_000);
+        assert!(!member.takes_work(1_000), "no heartbeat yet");
+        assert!(!member.leave(1_000) && member.behind);
+        member.heartbeat = Some(heartbeat());
+        assert!(!member.read(member.left(), false), "all of it was sent");
+        assert!(member.leave(2_000), "it was told that nothing waits");
+        assert!(!member.leave(2_000), "it has been hinted at that just now");
+        assert!(member.leave(2_000 + HINT_FIRST_MS), "and did not ask");
+        let left = member.left();
+        assert!(!member.leave(2_100));
+        assert!(member.read(left, false) && member.behind, "more was left meanwhile");
+        assert!(!member.read(member.left(), false) && !member.behind);
     }
 
     /// Whether a process that has just started is told that its journal is an old copy.

@@ -500,18 +500,19 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
         Verdict::Welcome => {}
         // Another process may speak for this agent: it asks again in a moment.
         Verdict::Probe | Verdict::Wait => return Ok(()),
-        Verdict::Two => return answer(service, to, ask, No::Refused(TWO_PROCESSES), 0).await,
+        Verdict::Two => return answer(service, to, ask, No::Refused(TWO_PROCESSES), Work::default()).await,
     }
-    let (before, is_old_copy, greeted, drained) = {
+    let (before, is_old_copy, greeted, drained, left) = {
         let fleet = service.fleet();
         let member = fleet.get(&signed.zone, &signed.agent);
-        let say = |m: &Member| (m.incarnation, m.is_old_copy(&ask.from, instance), m.greeted, m.drained);
-        member.map_or((None, false, false, false), say)
+        let say =
+            |m: &Member| (m.incarnation, m.is_old_copy(&ask.from, instance), m.greeted, m.drained, m.left());
+        member.map_or((None, false, false, false, 0), say)
     };
     if boot && is_old_copy {
         tracing::error!(agent = %signed.agent, zone = %signed.zone, "its journal is an old copy");
         let message = "the journal is older than what this agent has reported: it was restored from a copy";
-        return answer(service, to, ask, No::Renew(message), 0).await;
+        return answer(service, to, ask, No::Renew(message), Work::default()).await;
     }
     if boot || before != Some(ask.from.incarnation) {
         lost_journal(service, signed, ask.from.incarnation, held).await?;
@@ -537,11 +538,15 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     let due = if drained { Vec::new() } else { due(service, signed, credit, held.len(), &holds).await? };
     let now = due.len().min(credit as usize);
     sally_common::fail::point("controller.ask.before-answer");
-    service.dispatch_to(&to, &due[..now], ask.nonce).await?;
+    let given = service.dispatch_to(&to, &due[..now], ask.nonce).await? as u64;
+    let mut waiting = (due.len() - now) as u64;
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
-        member.asked(now_ms(), due.len() - now);
+        member.asked(now_ms());
+        if member.read(left, waiting > 0) && !drained {
+            waiting = waiting.max(1);
+        }
     }
-    answer(service, to, ask, No::Problem, (due.len() - now) as u64).await
+    answer(service, to, ask, No::Problem, Work { given, waiting }).await
 }
 
 /// What waits for an agent and is not held by it: at least one more than it has room for, if there is.
@@ -569,7 +574,16 @@ enum No {
     Renew(&'static str),
 }
 
-async fn answer(service: &Service, to: To, ask: &Ask, no: No, waiting: u64) -> Result<(), Problem> {
+/// What an answer says of an agent's work.
+#[derive(Default)]
+struct Work {
+    /// Dispatches sent with it.
+    given: u64,
+    /// How many more wait.
+    waiting: u64,
+}
+
+async fn answer(service: &Service, to: To, ask: &Ask, no: No, work: Work) -> Result<(), Problem> {
     let (message, renew) = match no {
         No::Problem => (None, false),
         No::Refused(message) => (Some(message), false),
@@ -583,7 +597,8 @@ async fn answer(service: &Service, to: To, ask: &Ask, no: No, waiting: u64) -> R
         now_ms: now_ms(),
         welcome: message.is_none(),
         message: message.map(str::to_owned),
-        waiting,
+        waiting: work.waiting,
+        given: work.given,
         renew,
     };
     service.publish(subject, Envelope::seal(Kind::Answer, &service.key, &answer)).await;

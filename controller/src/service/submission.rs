@@ -112,8 +112,7 @@ async fn send_out(
         let mut fleet = service.fleet();
         for run in runs.iter().filter(|run| run.state == RunState::Pending) {
             let Some(member) = fleet.get_mut(&run.zone, &run.agent) else { continue };
-            member.behind = true;
-            if member.hint_is_due(now) {
+            if member.leave(now) {
                 hints.push((run.zone.clone(), run.agent.clone()));
             }
         }
