@@ -1,5 +1,9 @@
-//! The agent's configuration: one TOML file, checked whole before anything is connected.
+//! The agent's configuration: TOML in layers, checked whole before anything is connected. Its keys are in [`schema`].
 #![forbid(unsafe_code)]
+
+pub mod schema;
+#[cfg(test)]
+mod schema_tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +11,8 @@ use std::path::{Path, PathBuf};
 use sally_common::key::SigningKey;
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::Labels;
+use sally_common::settings::Problem;
+use sally_common::settings::layers::Layers;
 use sally_common::subject::Prefix;
 use sally_common::trust::TrustList;
 use sally_common::wire::order::Profile;
@@ -22,19 +28,26 @@ pub const MAX_SLOTS: u16 = 256;
 /// Seconds between heartbeats when none are configured.
 pub const DEFAULT_HEARTBEAT_S: u32 = 30;
 
-/// The file as it is written.
-#[derive(Debug, Deserialize)]
+/// What was written, all layers joined.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    #[serde(default)]
     name: String,
+    #[serde(default)]
     zone: String,
+    #[serde(default)]
     url: String,
-    creds: PathBuf,
-    key: PathBuf,
+    #[serde(default)]
+    creds: Option<PathBuf>,
+    #[serde(default)]
+    key: Option<PathBuf>,
     #[serde(default)]
     curve_key: Option<PathBuf>,
-    trust: PathBuf,
-    state_dir: PathBuf,
+    #[serde(default)]
+    trust: Option<PathBuf>,
+    #[serde(default)]
+    state_dir: Option<PathBuf>,
     #[serde(default)]
     prefix: Option<String>,
     #[serde(default)]
@@ -122,83 +135,109 @@ pub struct Config {
 
 /// What is wrong with the configuration: everything, in one go.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {}", problems.join("; "))]
+#[error("{path}: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct ConfigError {
     path: String,
-    problems: Vec<String>,
+    /// Each problem.
+    pub problems: Vec<Problem>,
 }
 
-/// Reads and checks a configuration file. Relative paths are relative to the file.
+/// The layers of a configuration, and what they say.
+struct Read {
+    layers: Layers,
+    written: Written,
+    path: PathBuf,
+}
+
+impl Read {
+    /// A path of the configuration: relative ones are relative to the folder of the main file.
+    fn resolve(&self, path: &Path) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("/")).join(path)
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.resolve(self.written.state_dir.as_deref().unwrap_or(Path::new(schema::STATE_DIR)))
+    }
+
+    /// A file that is in the state folder unless another place is configured.
+    fn file(&self, configured: Option<&Path>, name: &str) -> PathBuf {
+        configured.map_or_else(|| self.state_dir().join(name), |path| self.resolve(path))
+    }
+
+    fn files(&self) -> Files {
+        let written = &self.written;
+        Files {
+            key: self.file(written.key.as_deref(), schema::KEY),
+            creds: self.file(written.creds.as_deref(), schema::CREDS),
+            curve_key: self.file(written.curve_key.as_deref(), schema::CURVE_KEY),
+            trust: self.file(written.trust.as_deref(), schema::TRUST),
+        }
+    }
+
+    fn error(self) -> ConfigError {
+        ConfigError { path: self.path.display().to_string(), problems: self.layers.problems }
+    }
+}
+
+/// Reads and checks a configuration: the file, its drop-ins in `FILE.d`, and the environment of this process.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let fail = |problems: Vec<String>| ConfigError { path: path.display().to_string(), problems };
-    let written = read(path)?;
-    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let base = base.parent().unwrap_or(Path::new("/")).to_owned();
-    check(written, &base).map_err(fail)
+    let mut read = read(path);
+    match check(&mut read) {
+        Some(config) if read.layers.problems.is_empty() => Ok(config),
+        _ => Err(read.error()),
+    }
 }
 
-fn check(written: Written, base: &Path) -> Result<Config, Vec<String>> {
-    let mut problems = Vec::new();
-    let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
+/// What is written, layer by layer, with what is wrong in it by itself. Reads none of the files that it names.
+pub fn layers(path: &Path) -> Layers {
+    read(path).layers
+}
+
+/// Checks what was read. Problems are noted in its layers; without any there is a configuration.
+fn check(read: &mut Read) -> Option<Config> {
+    let (files, state_dir) = (read.files(), read.state_dir());
+    let socket = read.written.launcher_socket.clone().map(|path| read.resolve(&path));
+    let ca_file = read.written.ca_file.clone().map(|path| read.resolve(&path));
+    let Read { layers, written, .. } = read;
+    let mut note = |key: &str, problem: String| layers.note(key, problem);
 
     let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
     let zone = Zone::new(&written.zone).map_err(|e| note("zone", e.to_string())).ok();
-    let prefix = Prefix::new(written.prefix.as_deref().unwrap_or("sally"));
+    let prefix = Prefix::new(written.prefix.as_deref().unwrap_or(schema::PREFIX));
     let prefix = prefix.map_err(|e| note("prefix", e.to_string())).ok();
-    let key = SigningKey::read(&base.join(&written.key)).map_err(|e| note("key", e.to_string())).ok();
-    let trust = read_trust(&base.join(&written.trust)).map_err(|e| note("trust", e)).ok();
-    let profiles = profiles(&written, &mut note);
-    let slots = written.slots.unwrap_or(DEFAULT_SLOTS);
-    if !(1..=MAX_SLOTS).contains(&slots) {
-        note("slots", format!("{slots} is not between 1 and {MAX_SLOTS}"));
-    }
-    let heartbeat_s = written.heartbeat_s.unwrap_or(DEFAULT_HEARTBEAT_S);
-    if !(1..=3600).contains(&heartbeat_s) {
-        note("heartbeat_s", format!("{heartbeat_s} is not between 1 and 3600 seconds"));
-    }
-    let storage = check_storage(&written.storage).map_err(|e| note("storage", e)).ok();
+    let key = SigningKey::read(&files.key).map_err(|e| note("key", e.to_string())).ok();
+    let trust = read_trust(&files.trust).map_err(|e| note("trust", e)).ok();
+    let profiles = profiles(written, &mut note);
+    let storage = check_storage(&written.storage).map_err(|(key, e)| note(key, e)).ok();
     let limits = limits(&written.limits, &mut note);
-    let creds = base.join(&written.creds);
-    if let Err(e) = std::fs::metadata(&creds) {
-        note("creds", format!("cannot read {}: {e}", creds.display()));
+    if let Err(e) = std::fs::metadata(&files.creds) {
+        note("creds", format!("cannot read {}: {e}", files.creds.display()));
     }
-    let state_dir = base.join(&written.state_dir);
-    let socket = written.launcher_socket.as_ref().map(|p| base.join(p));
-
-    match (name, zone, prefix, key, trust, storage) {
-        (Some(name), Some(zone), Some(prefix), Some(key), Some(trust), Some(storage))
-            if problems.is_empty() =>
-        {
-            Ok(Config {
-                name,
-                zone,
-                url: written.url,
-                creds,
-                key,
-                curve_key: written
-                    .curve_key
-                    .map_or_else(|| state_dir.join("curve.seed"), |path| base.join(path)),
-                trust,
-                launcher_is_external: socket.is_some(),
-                launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),
-                state_dir,
-                prefix,
-                slots,
-                profiles,
-                heartbeat_s,
-                ca_file: written.ca_file.map(|p| base.join(p)),
-                tls_first: written.tls_first,
-                labels: written.labels,
-                script_env: written.script.env,
-                storage,
-                limits,
-            })
-        }
-        _ => Err(problems),
-    }
+    Some(Config {
+        name: name?,
+        zone: zone?,
+        url: written.url.clone(),
+        creds: files.creds,
+        key: key?,
+        curve_key: files.curve_key,
+        trust: trust?,
+        launcher_is_external: socket.is_some(),
+        launcher_socket: socket.unwrap_or_else(|| state_dir.join("launcher.sock")),
+        state_dir,
+        prefix: prefix?,
+        slots: written.slots.unwrap_or(DEFAULT_SLOTS),
+        profiles,
+        heartbeat_s: written.heartbeat_s.unwrap_or(DEFAULT_HEARTBEAT_S),
+        ca_file,
+        tls_first: written.tls_first,
+        labels: written.labels.clone(),
+        script_env: written.script.env.clone(),
+        storage: storage?,
+        limits,
+    })
 }
 
-fn check_storage(written: &WrittenStorage) -> Result<Storage, String> {
+fn check_storage(written: &WrittenStorage) -> Result<Storage, (&'static str, String)> {
     let default = Storage::default();
     let storage = Storage {
         max_bytes: written.max_bytes.unwrap_or(default.max_bytes),
@@ -209,14 +248,12 @@ fn check_storage(written: &WrittenStorage) -> Result<Storage, String> {
             .map_or(default.spool_max_age_ms, |days| i64::from(days) * 24 * 3600 * 1000),
     };
     if storage.max_bytes < storage.reserve() {
-        return Err(format!(
-            "max_bytes = {} has no room for one run, which reserves {}: log_reserve_bytes and 1 MiB for its result",
+        let problem = format!(
+            "{} has no room for one run, which reserves {}: log_reserve_bytes and 1 MiB for its result",
             storage.max_bytes,
             storage.reserve()
-        ));
-    }
-    if storage.spool_max_age_ms == 0 {
-        return Err("spool_max_age_days = 0 would keep no result".into());
+        );
+        return Err(("storage.max_bytes", problem));
     }
     Ok(storage)
 }
@@ -238,23 +275,22 @@ pub struct ScriptPolicy {
 
 /// Reads the part of a configuration that is about scripts. Reads no keys, so anyone may who may read the file.
 pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
-    let fail = |problems: Vec<String>| ConfigError { path: path.display().to_string(), problems };
-    let written = read(path)?;
-    let mut problems = Vec::new();
-    let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
+    let mut read = read(path);
+    let Read { layers, written, .. } = &mut read;
+    let mut note = |key: &str, problem: String| layers.note(key, problem);
     let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
     let zone = Zone::new(&written.zone).map_err(|e| note("zone", e.to_string())).ok();
-    let profiles = profiles(&written, &mut note);
+    let profiles = profiles(written, &mut note);
     let limits = limits(&written.limits, &mut note);
     match (name, zone) {
-        (Some(name), Some(zone)) if problems.is_empty() => Ok(ScriptPolicy {
+        (Some(name), Some(zone)) if read.layers.problems.is_empty() => Ok(ScriptPolicy {
             name,
             zone,
             profiles,
-            script_env: written.script.env.into_iter().collect(),
+            script_env: read.written.script.env.into_iter().collect(),
             limits,
         }),
-        _ => Err(fail(problems)),
+        _ => Err(read.error()),
     }
 }
 
@@ -273,21 +309,19 @@ pub struct Files {
 
 /// Which files a configuration names. Reads none of them.
 pub fn files(path: &Path) -> Result<Files, ConfigError> {
-    let written = read(path)?;
-    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let base = base.parent().unwrap_or(Path::new("/"));
-    Ok(Files {
-        key: base.join(&written.key),
-        creds: base.join(&written.creds),
-        curve_key: base.join(written.curve_key.unwrap_or_else(|| written.state_dir.join("curve.seed"))),
-        trust: base.join(&written.trust),
-    })
+    let read = read(path);
+    if read.layers.problems.is_empty() { Ok(read.files()) } else { Err(read.error()) }
 }
 
-fn read(path: &Path) -> Result<Written, ConfigError> {
-    let fail = |problem: String| ConfigError { path: path.display().to_string(), problems: vec![problem] };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    toml::from_str(&text).map_err(|e| fail(e.to_string().trim().to_owned()))
+fn read(path: &Path) -> Read {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut layers = Layers::read(&schema::schema(), &path, std::env::vars_os());
+    let written = layers.table().try_into().unwrap_or_else(|error: toml::de::Error| {
+        // The list of keys lets nothing through that does not fit; a test compares the two.
+        layers.note("", format!("cannot be understood: {error}"));
+        Written::default()
+    });
+    Read { layers, written, path }
 }
 
 fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<Profile> {
@@ -300,17 +334,12 @@ fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<Profi
     }
 }
 
-/// The state folder that a configuration file names. Reads no keys, so anyone may who may read the file.
+/// The state folder that a configuration names. Reads no keys, so anyone may who may read the file. Other keys may be
+/// wrong: who drains or looks is not kept from it.
 pub fn state_dir(path: &Path) -> Result<PathBuf, ConfigError> {
-    #[derive(Deserialize)]
-    struct Only {
-        state_dir: PathBuf,
-    }
-    let fail = |problem: String| ConfigError { path: path.display().to_string(), problems: vec![problem] };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let only: Only = toml::from_str(&text).map_err(|e| fail(e.to_string().trim().to_owned()))?;
-    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    Ok(base.parent().unwrap_or(Path::new("/")).join(only.state_dir))
+    let mut read = read(path);
+    read.layers.problems.retain(|problem| problem.key.is_empty() || problem.key == "state_dir");
+    if read.layers.problems.is_empty() { Ok(read.state_dir()) } else { Err(read.error()) }
 }
 
 /// The usual limits with what is configured. Every one that is unknown, nothing or too much is noted.
@@ -319,7 +348,7 @@ fn limits(written: &BTreeMap<String, u64>, note: &mut impl FnMut(&str, String)) 
     for (name, value) in written {
         match limits.set(name, *value) {
             Ok(()) => {}
-            Err(problem) => note("limits", problem),
+            Err(problem) => note(&format!("limits.{name}"), problem),
         }
     }
     limits
@@ -334,7 +363,7 @@ fn read_trust(path: &Path) -> Result<TrustList, String> {
 mod tests {
     use super::*;
 
-    fn load_text(text: &str) -> Result<Config, String> {
+    pub(super) fn load_text(text: &str) -> Result<Config, String> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
         write("a.creds", "");
@@ -344,7 +373,7 @@ mod tests {
         load(&dir.path().join("agent.toml")).map_err(|e| e.to_string())
     }
 
-    const GOOD: &str = r#"
+    pub(super) const GOOD: &str = r#"
 name = "web-1"
 zone = "dmz"
 url = "nats://127.0.0.1:4222"
@@ -369,8 +398,11 @@ state_dir = "state"
         assert_eq!(config.limits, expected);
         let text = format!("{GOOD}[limits]\nmemory = 1\nprocesses = 0\nopen_files = 70000\n");
         let error = load_text(&text).expect_err("bad");
-        for part in ["no limit is called memory;", "processes = 0 is not between 1 and", "open_files = 70000"]
-        {
+        for part in [
+            "limits.memory: is no key",
+            "limits.processes: 0 is not between 1 and 16384 (",
+            "limits.open_files: 70000 is not between",
+        ] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }
@@ -380,7 +412,7 @@ state_dir = "state"
         let text =
             GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\"]\n";
         let error = load_text(&text).expect_err("bad");
-        for part in ["name: ", "key: ", "slots: 0", "no profile \"root\""] {
+        for part in ["name: ", "key: ", "slots: 0 is not between 1 and 256", "no profile \"root\""] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }
@@ -389,15 +421,15 @@ state_dir = "state"
     fn storage_has_defaults_and_is_checked() {
         assert_eq!(load_text(GOOD).expect("good").storage, Storage::default());
         let small = load_text(&format!("{GOOD}[storage]\nmax_bytes = 1000000\n")).expect_err("bad");
-        assert!(small.contains("storage: max_bytes = 1000000 has no room for one run"), "{small}");
+        assert!(small.contains("storage.max_bytes: 1000000 has no room for one run"), "{small}");
         let never = load_text(&format!("{GOOD}[storage]\nspool_max_age_days = 0\n")).expect_err("bad");
-        assert!(never.contains("spool_max_age_days"), "{never}");
+        assert!(never.contains("spool_max_age_days: 0 is not between 1"), "{never}");
         let text = format!("{GOOD}[storage]\nmax_bytes = 200000000\nlog_reserve_bytes = 0\n");
         assert_eq!(load_text(&text).expect("good").storage.max_bytes, 200_000_000);
     }
 
     #[test]
     fn a_misspelt_key_is_named() {
-        assert!(load_text(&format!("{GOOD}slot = 3\n")).expect_err("bad").contains("slot"));
+        assert!(load_text(&format!("{GOOD}slot = 3\n")).expect_err("bad").contains("did you mean slots?"));
     }
 }

@@ -56,12 +56,9 @@ enum Command {
     /// What a profile lets a script do
     #[command(subcommand)]
     Sandbox(Sandbox),
-    /// Check a configuration file and say what is wrong with it
-    Config {
-        /// Configuration file
-        #[arg(value_name = "FILE", default_value = "/etc/sally/agent.toml")]
-        file: PathBuf,
-    },
+    /// The agent's configuration: check it, show it, describe it
+    #[command(subcommand)]
+    Config(local::configuration::ConfigCommand),
 }
 
 #[derive(Subcommand)]
@@ -110,7 +107,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Sandbox(Sandbox::Explain(args)) => explain(&args),
-        Command::Config { file } => done(config::load(&file).map(|_| ())),
+        Command::Config(command) => ExitCode::from(local::configuration::run(&command)),
     }
 }
 

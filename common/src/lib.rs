@@ -5,7 +5,7 @@
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
 //! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock,
 //! [`duration`] and [`text`] are how durations are written and how bytes of output become text,
-//! [`fail`] is where tests make programs fail.
+//! [`settings`] is how both programs are configured, [`fail`] is where tests make programs fail.
 #![forbid(unsafe_code)]
 
 pub mod clock;
@@ -21,6 +21,7 @@ pub mod params;
 pub mod program;
 pub mod secret;
 pub mod selector;
+pub mod settings;
 pub mod subject;
 pub mod text;
 pub mod trust;

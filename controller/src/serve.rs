@@ -13,6 +13,8 @@ use crate::service::{self, ServiceError, settings};
 pub enum ServeError {
     #[error(transparent)]
     Settings(#[from] settings::SettingsError),
+    #[error("data_dir: cannot make {path}: {error}")]
+    DataDir { path: String, error: std::io::Error },
     #[error(transparent)]
     Service(#[from] ServiceError),
 }
@@ -20,6 +22,8 @@ pub enum ServeError {
 /// Serves until `stop` is set.
 pub async fn run(config: &Path, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
     let settings = settings::load(config)?;
+    std::fs::create_dir_all(&settings.data_dir)
+        .map_err(|error| ServeError::DataDir { path: settings.data_dir.display().to_string(), error })?;
     // A backup of the data folder finds keys and settings by this list.
     let list = settings.data_dir.join(crate::backup::FILES);
     let files = serde_json::to_vec_pretty(&settings.files).unwrap_or_default();

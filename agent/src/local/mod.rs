@@ -1,9 +1,10 @@
 //! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, work
 //! on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
 //! a task would be run, with [`mod@watch`] and [`show`] for its output and
-//! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] starts nothing.
+//! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] and [`configuration`] start nothing.
 #![forbid(unsafe_code)]
 
+pub mod configuration;
 pub mod doctor;
 pub mod explain;
 pub mod judged;

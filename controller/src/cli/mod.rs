@@ -4,7 +4,7 @@
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
 //! `live` for output as it comes and `finish` for the end; `job` with `retry` and `artifacts`, `agent` with `upkeep`, and
-//! `context` are the other nouns; `backup` has two verbs of its own. Then what they print
+//! `context` are the other nouns; `backup` has two verbs of its own, `configuration` those of `sally serve config`. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
@@ -14,6 +14,7 @@ mod agent;
 mod args;
 mod artifacts;
 mod backup;
+mod configuration;
 mod context;
 pub mod error;
 pub mod exit;
@@ -130,11 +131,23 @@ pub struct UpArgs {
 }
 
 /// Run the controller service.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ServeArgs {
-    /// The service's configuration file
-    #[arg(long, value_name = "FILE")]
+    /// The service's configuration file; its drop-ins are FILE.d/*.toml
+    #[arg(long, value_name = "FILE", default_value = "/etc/sally/serve.toml")]
     pub config: PathBuf,
+    /// Something else than to serve
+    #[command(subcommand)]
+    pub command: Option<ServeCommand>,
+}
+
+/// What `sally serve` can do beside serving.
+#[derive(Debug, Subcommand)]
+pub enum ServeCommand {
+    /// The service's configuration: check it, show it, describe it
+    #[command(subcommand)]
+    Config(configuration::ConfigCommand),
 }
 
 /// The commands that are no caller's: the program that has them fills them in.
@@ -167,6 +180,9 @@ pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliErr
     let session = Session { context: cli.context };
     match cli.command {
         Command::Up(args) => services.up(args).await.map(|()| Exit::Success),
+        Command::Serve(ServeArgs { command: Some(ServeCommand::Config(command)), .. }) => {
+            configuration::configuration(&command)
+        }
         Command::Serve(args) => services.serve(args).await.map(|()| Exit::Success),
         Command::Run(args) => run::run(&session, args).await,
         Command::Exec(args) => run::exec(&session, args).await,

@@ -35,6 +35,7 @@ impl Services for Parts {
         let stop = stop_on_signal()?;
         crate::serve::run(&args.config, stop).await.map_err(|error| match error {
             crate::serve::ServeError::Settings(error) => CliError::usage(error.to_string()),
+            error @ crate::serve::ServeError::DataDir { .. } => CliError::usage(error.to_string()),
             crate::serve::ServeError::Service(error) => CliError::new(Exit::Internal, error.to_string()),
         })
     }

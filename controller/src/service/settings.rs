@@ -1,9 +1,15 @@
-//! What the service is given: one TOML file, checked whole.
+//! What the service is given: TOML in layers, checked whole. Its keys are in [`schema`].
+
+pub mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
 use sally_common::key::{PublicKey, SigningKey};
 use sally_common::name::{Agent, Zone};
+use sally_common::settings::Problem;
+use sally_common::settings::layers::{Layers, drop_in_dir};
 use sally_common::subject::Prefix;
 use sally_common::trust::TrustList;
 use serde::{Deserialize, Serialize};
@@ -19,22 +25,27 @@ pub struct Enrolled {
     pub key: PublicKey,
 }
 
-/// The file as it is written.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is written, all layers joined.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Written {
     /// The broker.
     pub url: String,
     /// Creds file for the broker.
-    pub creds: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creds: Option<PathBuf>,
     /// Seed of the key that signs what the controller says.
-    pub key: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// Trust list: who may submit.
-    pub trust: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<PathBuf>,
     /// List of enrolled agents, JSON.
-    pub agents: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agents: Option<PathBuf>,
     /// Folder for ledger, blobs and logs.
-    pub data_dir: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
     /// First token of every subject; `sally` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
@@ -106,48 +117,84 @@ pub struct Settings {
 
 /// What is wrong with the settings: everything, in one go.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {}", problems.join("; "))]
+#[error("{path}: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct SettingsError {
     path: String,
-    problems: Vec<String>,
+    /// Each problem.
+    pub problems: Vec<Problem>,
 }
 
-/// Reads and checks a settings file. Relative paths are relative to the file.
+/// What is written, layer by layer, with what is wrong in it by itself. Reads none of the files that it names.
+#[must_use]
+pub fn layers(path: &Path) -> Layers {
+    read(path).0
+}
+
+fn read(path: &Path) -> (Layers, Written) {
+    let mut layers = Layers::read(&schema::schema(), path, std::env::vars_os());
+    let written = layers.table().try_into().unwrap_or_else(|error: toml::de::Error| {
+        // The list of keys lets nothing through that does not fit; a test compares the two.
+        layers.note("", format!("cannot be understood: {error}"));
+        Written::default()
+    });
+    (layers, written)
+}
+
+/// Reads and checks the settings: the file, its drop-ins in `FILE.d`, and the environment of this process. Relative paths
+/// are relative to the folder of the file.
+///
+/// # Errors
+/// Everything that is wrong.
 pub fn load(path: &Path) -> Result<Settings, SettingsError> {
-    let fail = |problems: Vec<String>| SettingsError { path: path.display().to_string(), problems };
-    let text = std::fs::read_to_string(path).map_err(|e| fail(vec![format!("cannot be read: {e}")]))?;
-    let written: Written = toml::from_str(&text).map_err(|e| fail(vec![e.to_string().trim().to_owned()]))?;
-    let base = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let base = base.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut problems = Vec::new();
-    let prefix = written.prefix.as_deref().unwrap_or("sally");
-    let prefix = Prefix::new(prefix).map_err(|e| problems.push(format!("prefix: {e}"))).ok();
-    let key = SigningKey::read(&base.join(&written.key)).map_err(|e| problems.push(format!("key: {e}"))).ok();
-    let trust = read_json(&base.join(&written.trust)).map_err(|e| problems.push(format!("trust: {e}"))).ok();
-    let agents =
-        read_json(&base.join(&written.agents)).map_err(|e| problems.push(format!("agents: {e}"))).ok();
-    let data_dir = base.join(&written.data_dir);
-    if let Err(e) = std::fs::create_dir_all(&data_dir) {
-        problems.push(format!("data_dir: cannot make {}: {e}", data_dir.display()));
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (mut layers, written) = read(&path);
+    let base = path.parent().unwrap_or(Path::new("/"));
+    let data_dir = base.join(written.data_dir.as_deref().unwrap_or(Path::new(schema::DATA_DIR)));
+    let file = |configured: &Option<PathBuf>, name: &str| {
+        configured.as_deref().map_or_else(|| data_dir.join(name), |path| base.join(path))
+    };
+    let (creds, key) = (file(&written.creds, schema::CREDS), file(&written.key, schema::KEY));
+    let (trust, agents) = (file(&written.trust, schema::TRUST), file(&written.agents, schema::AGENTS));
+    let ca_file = written.ca_file.as_ref().map(|path| base.join(path));
+
+    let mut files = vec![path.clone()];
+    files.extend(drop_ins(&path));
+    files.extend([&key, &trust, &agents, &creds].map(Clone::clone));
+    files.extend(ca_file.clone());
+
+    let mut note = |key: &str, problem: String| layers.note(key, problem);
+    let prefix = Prefix::new(written.prefix.as_deref().unwrap_or(schema::PREFIX));
+    let prefix = prefix.map_err(|e| note("prefix", e.to_string())).ok();
+    let key = SigningKey::read(&key).map_err(|e| note("key", e.to_string())).ok();
+    let trust = read_json(&trust).map_err(|e| note("trust", e)).ok();
+    let agents = read_json(&agents).map_err(|e| note("agents", e)).ok();
+    if data_dir.exists() && !data_dir.is_dir() {
+        note("data_dir", format!("{} is no folder", data_dir.display()));
     }
-    let mut files = vec![std::path::absolute(path).unwrap_or_else(|_| path.to_owned())];
-    files.extend([&written.key, &written.trust, &written.agents, &written.creds].map(|file| base.join(file)));
-    files.extend(written.ca_file.as_ref().map(|file| base.join(file)));
     match (prefix, key, trust, agents) {
-        (Some(prefix), Some(key), Some(trust), Some(agents)) if problems.is_empty() => Ok(Settings {
+        (Some(prefix), Some(key), Some(trust), Some(agents)) if layers.problems.is_empty() => Ok(Settings {
             url: written.url,
-            creds: base.join(&written.creds),
+            creds,
             key,
             trust,
             agents,
             data_dir,
             prefix,
-            ca_file: written.ca_file.map(|p| base.join(p)),
+            ca_file,
             files,
             bounds: written.bounds,
         }),
-        _ => Err(fail(problems)),
+        _ => Err(SettingsError { path: path.display().to_string(), problems: layers.problems }),
     }
+}
+
+/// The drop-ins that were read, for a backup.
+fn drop_ins(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(drop_in_dir(path)).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    files
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {

@@ -446,11 +446,11 @@ fn write_enrolled(state: &StateDir, files: &[AgentFiles]) -> Result<(), UpError>
 fn write_serve(state: &StateDir, url: &str, creds: &Path) -> Result<PathBuf, UpError> {
     let written = Written {
         url: url.to_owned(),
-        creds: creds.to_owned(),
-        key: "keys/controller.seed".into(),
-        trust: "trust.json".into(),
-        agents: "agents.json".into(),
-        data_dir: "controller".into(),
+        creds: Some(creds.to_owned()),
+        key: Some("keys/controller.seed".into()),
+        trust: Some("trust.json".into()),
+        agents: Some("agents.json".into()),
+        data_dir: Some("controller".into()),
         prefix: None,
         ca_file: None,
         bounds: crate::service::settings::Bounds::default(),

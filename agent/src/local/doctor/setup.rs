@@ -39,8 +39,7 @@ pub async fn findings(path: &Path) -> Vec<Finding> {
     let files = match config::files(path) {
         Ok(files) => files,
         Err(error) => {
-            let next =
-                "correct it; `sally-agent config FILE` checks it alone, docs/operations.md has every key";
+            let next = "correct it; `sally-agent config check FILE` checks it alone, docs/operations.md has every key";
             return vec![Finding::fail("configuration", error.to_string(), next)];
         }
     };
