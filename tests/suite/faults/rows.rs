@@ -285,8 +285,7 @@ rows! {
         world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
-        // A new journal is a new incarnation: what the old one held is unknown, and never run again.
-        world.excuse("unknown", 1);
+        // A new journal is a new incarnation, and what runs is taken up by its folder.
         let before = world.agent(1).unwrap();
         std::fs::remove_file(world.agent_dir(1).join("state/journal.redb")).unwrap();
         world.kill_and_wait("local-1");
@@ -300,7 +299,6 @@ rows! {
         world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
-        world.excuse("unknown", 1);
         let journal = world.agent_dir(1).join("state/journal.redb");
         let before = world.agent(1).unwrap();
         std::fs::write(&journal, vec![0x5a; 5_000]).unwrap();
@@ -574,8 +572,7 @@ fn roll_journal_back(row: &Row) {
     world.wait_for_all_ends();
     world.submit(Kind::Lines, 1);
     world.wait_for_start();
-    // The copy does not know what runs; it is unknown, and never run again.
-    world.excuse("unknown", 1);
+    // The copy does not know what runs; its folder does, and it is never run again.
     let before = world.agent(1).unwrap();
     assert_eq!(world.up.pid_of("local-1"), Some(pid), "the same process all the time");
     send(pid, Signal::SIGSTOP);
