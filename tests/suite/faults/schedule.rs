@@ -118,7 +118,7 @@ impl Fault {
             9 => Fault::Repeat { times: 1 + random.below(4), seed: random.next() },
             10 => {
                 let program = pick(random, &["sally", "sally-agent"]);
-                Fault::Clock { program, hours: pick(random, &[-20, -1, 1, 5]) }
+                Fault::Clock { program, hours: pick(random, &[-12, -1, 1, 5]) }
             }
             11 => Fault::JournalLost { agent: 1 + random.below(AGENTS) },
             _ => {
