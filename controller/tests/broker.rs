@@ -189,6 +189,18 @@ async fn an_agent_writes_its_five_subjects_and_the_hub_reads_them() {
     hub.broker.stop().await;
 }
 
+/// While a broker is dead its port is nobody's: no outgoing connection is given it, which would keep the next one away.
+#[tokio::test]
+async fn its_port_is_none_that_outgoing_connections_are_given() {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    let hub = Hub::start().await;
+    let port = hub.broker.port();
+    hub.broker.stop().await;
+    // A host that gives nearly all ports to outgoing connections has none left for this.
+    assert!(port < first || first <= 10_000, "{port} may be given to an outgoing connection");
+}
+
 #[tokio::test]
 async fn an_agent_writes_and_reads_nothing_else() {
     let hub = Hub::start().await;

@@ -205,8 +205,8 @@ fn a_copied_journal_takes_a_new_incarnation_and_starts_nothing_of_the_old_one() 
     // Before the welcome nothing starts, whatever comes.
     let early = played.dispatch("early", |_| ());
     let refused = played.dispatch("early", |d| d.lane = Lane::Direct);
-    assert!(matches!(played.news(&refused), News::Deferred { .. }));
     played.answer(&first, |a| (a.welcome, a.renew, a.message) = (false, true, Some("a copy".into())));
+    assert!(matches!(played.news(&refused), News::Deferred { .. }));
     let second = played.ask(|ask| is_boot(ask) && ask.from.incarnation != old);
     let Question::Work { credit, instance, .. } = &second.question else { panic!("no question for work") };
     assert_eq!(*credit, 0, "nothing is to be sent before the welcome");
@@ -230,6 +230,30 @@ fn a_copied_journal_takes_a_new_incarnation_and_starts_nothing_of_the_old_one() 
     played.wait_for("new");
     played.result(&new);
     assert!(!played.started("early"));
+}
+
+#[test]
+fn the_direct_lane_waits_for_the_moments_until_an_agent_is_welcome() {
+    let mut played = Played::start();
+    played.restart_agent();
+    let boot = played.ask(is_boot);
+    // Nobody answers: it is told while somebody still listens, and does not start later.
+    let never = played.dispatch("never", |d| d.lane = Lane::Direct);
+    let News::Deferred { reason, .. } = played.news(&never) else { panic!("not deferred") };
+    assert_eq!(reason, Refusal::GivenBack);
+    let early = played.dispatch("early", |d| d.lane = Lane::Direct);
+    let cancelled = played.dispatch("cancelled", |d| d.lane = Lane::Direct);
+    let (to, run) = (played.model.to.clone(), cancelled.run.clone());
+    let cancel = Cancel { v: VERSION, to, run, attempt: 1, issued_ms: now_ms(), hard: false };
+    played.say(Kind::Cancel, wire::to_bytes(&cancel));
+    let News::Refused { reason, .. } = played.news(&cancelled) else { panic!("not cancelled") };
+    assert_eq!(reason, Refusal::Cancelled);
+    assert!(!played.started("early"));
+    let latest = played.ask(|ask| is_boot(ask) && ask.nonce != boot.nonce);
+    played.answer(&latest, |_| ());
+    played.wait_for("early");
+    played.result(&early);
+    assert!(!played.started("never") && !played.started("cancelled"));
 }
 
 #[test]

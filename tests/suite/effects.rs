@@ -1,7 +1,7 @@
 //! The world outside Sally: scripts tell a listener of the test when they start and when they end, and wait until it has
 //! heard them. Whatever Sally says afterwards is compared with that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,8 @@ pub enum Kind {
     Short,
     /// 0.3 seconds and more output than a result carries.
     Large,
+    /// Fails at its first attempt, like [`Kind::Instant`] at the next.
+    Second,
     /// Two seconds of lines.
     Lines,
     /// Ten seconds of lines.
@@ -61,6 +63,7 @@ impl Job {
     pub fn script(&self) -> String {
         let work = match self.kind {
             Kind::Instant => "echo once".to_owned(),
+            Kind::Second => "[ $SALLY_ATTEMPT -gt 1 ] || exit 3; echo once".to_owned(),
             Kind::Short => "echo before; sleep 0.3; echo after".to_owned(),
             Kind::Large => format!("sleep 0.15; printf '%049d\\n' {{1..{LARGE_LINES}}}; sleep 0.15"),
             Kind::Lines => "for i in {1..20}; do echo line $i; sleep 0.1; done".to_owned(),
@@ -77,7 +80,7 @@ impl Job {
     pub fn stdout(&self, run: &str) -> String {
         let lines = |n: usize| (1..=n).map(|i| format!("line {i}\n")).collect();
         let work: String = match self.kind {
-            Kind::Instant => "once\n".into(),
+            Kind::Instant | Kind::Second => "once\n".into(),
             Kind::Short => "before\nafter\n".into(),
             Kind::Large => (1..=LARGE_LINES).map(|i| format!("{i:049}\n")).collect(),
             Kind::Lines => lines(20),
@@ -123,6 +126,19 @@ impl Effects {
 
     pub fn ends(&self, run: &str) -> usize {
         self.count("END", run)
+    }
+
+    /// How often a run's script said that it started and that it ended, by attempt.
+    pub fn attempts(&self, run: &str) -> BTreeMap<u64, (usize, usize)> {
+        let mut all = BTreeMap::<u64, (usize, usize)>::new();
+        for [word, _, attempt, _] in self.heard.lock().unwrap().iter().filter(|line| line[1] == run) {
+            let counts = all.entry(attempt.parse().unwrap()).or_default();
+            match word.as_str() {
+                "START" => counts.0 += 1,
+                _ => counts.1 += 1,
+            }
+        }
+        all
     }
 
     pub fn runs(&self) -> BTreeSet<String> {

@@ -20,6 +20,8 @@ pub enum Decision {
     Supersede,
     /// Say that it is not taken now, and why.
     Defer(Refusal),
+    /// Keep it for the moments until a controller welcomes this agent, and decide then.
+    Hold,
     /// An attempt is under way: say so again.
     Repeat(u32, Phase),
     /// Its result is in the spool: send it again.
@@ -69,7 +71,8 @@ pub fn decide(dispatch: &Dispatch, me: &To, known: Option<Known>, now: Now) -> D
     }
     match dispatch.lane {
         Lane::Other => Decision::Refuse(Refusal::UnsupportedVersion),
-        _ if !now.open => not_now(dispatch, Refusal::GivenBack),
+        Lane::Direct if !now.open => Decision::Hold,
+        Lane::Queue if !now.open => Decision::Leave,
         _ if now.draining => not_now(dispatch, Refusal::Draining),
         _ if now.free == 0 => not_now(dispatch, Refusal::NoRoom),
         _ if !now.room => Decision::Defer(Refusal::NoRoom),
@@ -100,7 +103,7 @@ fn seen(attempt: u32, known: Known) -> Decision {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use sally_common::id::{Digest, Incarnation, JobId};
     use sally_common::key::SigningKey;
@@ -116,7 +119,7 @@ mod tests {
         }
     }
 
-    fn dispatch() -> Dispatch {
+    pub(crate) fn dispatch() -> Dispatch {
         Dispatch {
             v: VERSION,
             to: me(),
@@ -180,7 +183,8 @@ mod tests {
         check(|d, _, n| (direct(d), n.free = 0).0, Decision::Defer(Refusal::NoRoom));
         check(|d, _, n| (direct(d), n.room = false).0, Decision::Defer(Refusal::NoRoom));
         check(|d, _, n| (direct(d), n.draining = true).0, Decision::Defer(Refusal::Draining));
-        check(|d, _, n| (direct(d), n.open = false).0, Decision::Defer(Refusal::GivenBack));
+        check(|d, _, n| (direct(d), n.open = false).0, Decision::Hold);
+        check(|d, _, n| (direct(d), n.open = false, n.draining = true).0, Decision::Hold);
         check(|d, k, _| (direct(d), *k = known(1, Phase::Started)).0, Decision::Defer(Refusal::GivenBack));
         check(|d, _, n| (direct(d), n.at_ms = 1_000).0, Decision::Refuse(Refusal::Expired));
     }

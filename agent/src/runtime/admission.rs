@@ -8,7 +8,9 @@ use sally_common::wire::command::{Dispatch, Lane, RunAttempt};
 use sally_common::wire::report::{News, State};
 use sally_common::wire::{Kind, Refusal, VERSION};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::doorstep::Visitor;
 use super::intake::CheckedOrder;
 use super::run::files::Note;
 use super::run::{Admitted, Milestone, Word};
@@ -65,6 +67,11 @@ impl Agent {
                 }
             }
             Decision::Defer(reason) => self.defer(&dispatch, reason).await,
+            Decision::Hold => {
+                if let Err(visitor) = self.doorstep.keep((dispatch, order), Instant::now()) {
+                    self.defer(&visitor.0, Refusal::GivenBack).await;
+                }
+            }
             Decision::Drop(reason) => self.count(reason, &format!("a dispatch of run {run}")),
             Decision::Repeat(_, Phase::Started) | Decision::Resend => {
                 self.pass(&run, known.map_or(attempt, |known| known.attempt), Word::Again);
@@ -82,6 +89,20 @@ impl Agent {
                 };
                 self.news(&run, attempt, News::Refused { reason, message }).await;
             }
+        }
+    }
+
+    /// Judges what came before this agent was welcome.
+    pub(super) async fn let_in(&mut self) {
+        for (dispatch, order) in self.doorstep.take_all() {
+            self.judge(dispatch, order, true).await;
+        }
+    }
+
+    /// Tells those that wait for a welcome that none came.
+    pub(super) async fn turn_away(&mut self, visitors: Vec<Visitor>) {
+        for (dispatch, _) in visitors {
+            self.defer(&dispatch, Refusal::GivenBack).await;
         }
     }
 

@@ -73,6 +73,7 @@ impl Agent {
 
     async fn cancel(&mut self, cancel: Cancel) {
         self.backlog.forget(&cancel.run);
+        self.doorstep.forget(&cancel.run);
         let known = self.memory.get(&cancel.run);
         match known {
             Some(known)
@@ -112,6 +113,7 @@ impl Agent {
             self.more = true;
             // The first heartbeat may have been said before anyone listened.
             self.tell_soon = true;
+            self.let_in().await;
         } else if asked.credit > 0 && answer.waiting > 0 && !self.took && self.coming.is_none() {
             // What waits was not given, or was lost on the way.
             self.ask_after = self.ask_after.max(Instant::now() + ASK_PAUSE);
@@ -130,6 +132,8 @@ impl Agent {
         tracing::error!("the controller does not let this agent start work: {message}");
         self.last_error = Some(message);
         self.tell_soon = true;
+        let visitors = self.doorstep.take_all();
+        self.turn_away(visitors).await;
         if answer.renew && self.renewed.is_none_or(|at| at.elapsed() > RENEW_PAUSE) {
             self.renew().await;
         }

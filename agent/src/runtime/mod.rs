@@ -5,7 +5,7 @@
 //! - [`mod@run`]: one run from dispatch to receipt; [`outgoing`] its output on the way out, [`blob`] fetching
 //!   what an order names, [`outcome`] the judgement of how it ended.
 //! - [`intake`]: messages from the controller, checked; `commands` what is done about them, `admission` a dispatch
-//!   that becomes a run, [`backlog`] dispatches for which no slot was free.
+//!   that becomes a run, [`backlog`] dispatches for which no slot was free, [`doorstep`] those that came before the welcome.
 //! - `recovery`: after a restart; `speak`: questions and heartbeats, [`heartbeat`] facts of the host in them.
 //! - `upkeep`: draining, room on the disk, what is due now and then; [`status`] the file that tells people about it.
 //! - `launching`: the launcher that this agent uses, or starts.
@@ -15,6 +15,7 @@ mod admission;
 pub mod backlog;
 pub mod blob;
 mod commands;
+pub mod doorstep;
 pub mod heartbeat;
 pub mod intake;
 mod launching;
@@ -51,6 +52,7 @@ use crate::delivery::room::Measured;
 use crate::delivery::turn::Turn;
 use crate::sandbox::SandboxError;
 use backlog::Backlog;
+use doorstep::Doorstep;
 use intake::Command;
 use run::{Milestone, Word};
 use shared::Shared;
@@ -156,6 +158,7 @@ struct Agent {
     /// Whether there is, or may be, work that was left behind.
     more: bool,
     backlog: Backlog,
+    doorstep: Doorstep,
     refused: BTreeMap<Refusal, u64>,
     last_error: Option<String>,
     /// A refusal is told soon, but not more often than the tick.
@@ -229,6 +232,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         owed: HashMap::new(),
         more: true,
         backlog: Backlog::new(slots),
+        doorstep: Doorstep::default(),
         refused: BTreeMap::new(),
         last_error: None,
         tell_soon: false,

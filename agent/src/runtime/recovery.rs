@@ -19,6 +19,27 @@ use crate::sandbox::RunFolder;
 /// Words that may wait for one run: receipts of its pieces above all.
 const WORDS: usize = 256;
 
+/// What a run folder is to this agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// Never marked as started, or settled: nothing is owed from it.
+    None,
+    /// Of an attempt that the journal knows as started.
+    OfJournal,
+    /// Of an attempt that was let go, which is never done before the mark is on disk, and that the journal does not know:
+    /// it is not the one that had the mark, or is an older copy of it.
+    OfLostJournal,
+}
+
+fn claim(attempt: u32, known: Option<Known>, released: bool) -> Claim {
+    match known {
+        Some(known) if known.attempt == attempt && known.phase == Phase::Started => Claim::OfJournal,
+        Some(known) if known.attempt >= attempt => Claim::None,
+        _ if released => Claim::OfLostJournal,
+        _ => Claim::None,
+    }
+}
+
 impl Agent {
     /// Takes up what the journal and the run folders hold.
     pub(super) async fn recover(&mut self, recovered: Recovered) {
@@ -32,7 +53,7 @@ impl Agent {
             self.runs.insert(RunAttempt { run: spooled.run, attempt: spooled.attempt }, words);
             self.tasks.spawn(run.resume_owing(spooled.body));
         }
-        self.recover_folders(&mut taken);
+        self.recover_folders(&mut taken).await;
         let lost: Vec<(RunId, Known)> = self
             .memory
             .held()
@@ -47,30 +68,46 @@ impl Agent {
         }
     }
 
-    fn recover_folders(&mut self, taken: &mut HashSet<(RunId, u32)>) {
+    async fn recover_folders(&mut self, taken: &mut HashSet<(RunId, u32)>) {
         let Ok(entries) = std::fs::read_dir(&self.shared.runs_dir) else { return };
         let boot = heartbeat::boot_id();
         for dir in entries.flatten().map(|e| e.path()) {
             let note = files::read_note(&dir);
             let known = note.as_ref().and_then(|n| self.memory.get(&n.run));
-            let due = match (&note, known) {
-                (Some(note), Some(known)) => known.attempt == note.attempt && known.phase == Phase::Started,
-                _ => false,
-            };
-            match note.filter(|_| due) {
+            let released = files::is_released(&dir);
+            let claim = note.as_ref().map_or(Claim::None, |note| claim(note.attempt, known, released));
+            match note.filter(|_| claim != Claim::None) {
                 Some(note) => {
                     taken.insert((note.run.clone(), note.attempt));
+                    if claim == Claim::OfLostJournal {
+                        self.mark_again(&note).await;
+                    }
                     // What the last process wrote before it died is there, unless the host died too.
-                    if note.boot == boot && !files::is_released(&dir) {
+                    if note.boot == boot && !released {
                         self.return_unstarted(note);
                     } else {
                         self.adopt(&dir, note);
                     }
                 }
                 None if taken.iter().any(|(r, a)| dir.ends_with(format!("{r}.{a}"))) => {}
-                // Never marked as started, or settled: nothing is owed from it.
                 None => files::remove_dir(&dir),
             }
+        }
+    }
+
+    /// Marks an attempt of which only its folder knows as started, in the journal that has taken the place of the one
+    /// that knew it.
+    async fn mark_again(&mut self, note: &Note) {
+        tracing::warn!(run = %note.run, "the journal does not know a run that its folder says was started");
+        let known = Known::new(note.attempt, Phase::Started, note.expires_ms);
+        let known = Known { order_digest: Some(note.order_digest), ..known };
+        self.memory.note(note.run.clone(), known);
+        let (run, digest) = (&note.run, note.order_digest);
+        let mark = self.shared.journal().started(run, note.attempt, note.expires_ms, digest);
+        if let Err(error) = mark.wait().await {
+            // Its folder says it again at the next start.
+            tracing::error!(run = %note.run, %error, "cannot mark it again");
+            self.shared.count_loss("journal-write");
         }
     }
 
@@ -109,5 +146,32 @@ impl Agent {
         let run =
             Run::new(self.shared.clone(), note, words, self.milestones.clone(), self.connected.subscribe());
         (run, sender)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_up_if_its_program_may_have_run_and_is_not_settled() {
+        let known = |attempt, phase| Some(Known::new(attempt, phase, 0));
+        for (known, released, expected) in [
+            (known(2, Phase::Started), true, Claim::OfJournal),
+            (known(2, Phase::Started), false, Claim::OfJournal),
+            (known(2, Phase::Finished), true, Claim::None),
+            (known(2, Phase::Receipted), true, Claim::None),
+            (known(2, Phase::Closed), true, Claim::None),
+            (known(3, Phase::Started), true, Claim::None),
+            // The journal is lost, or an older copy.
+            (None, true, Claim::OfLostJournal),
+            (known(1, Phase::Receipted), true, Claim::OfLostJournal),
+            (known(1, Phase::Started), true, Claim::OfLostJournal),
+            // Nothing was let go: its process died before the mark, or just after.
+            (None, false, Claim::None),
+            (known(1, Phase::Receipted), false, Claim::None),
+        ] {
+            assert_eq!(claim(2, known, released), expected, "{known:?} {released}");
+        }
     }
 }

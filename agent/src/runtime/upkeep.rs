@@ -31,6 +31,8 @@ impl Agent {
             self.asked = None;
             self.more = true;
         }
+        let overdue = self.doorstep.overdue(Instant::now());
+        self.turn_away(overdue).await;
         self.look_for_draining();
         self.measure();
         self.give_up_old();
@@ -158,6 +160,8 @@ impl Agent {
     pub(super) async fn stop(&mut self, milestones: &mut mpsc::Receiver<Milestone>) {
         self.open = false;
         self.yield_accepted("the agent stops");
+        let visitors = self.doorstep.take_all();
+        self.turn_away(visitors).await;
         let until = Instant::now() + GIVE_BACK_LIMIT;
         while self.memory.held().any(|(_, known)| known.phase == Phase::Accepted) {
             match timeout_at(until, milestones.recv()).await {

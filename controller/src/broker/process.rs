@@ -1,4 +1,4 @@
-//! The broker of `sally up`: a supervised nats-server on a port, loopback unless asked otherwise, that the system picks once.
+//! The broker of `sally up`: a supervised nats-server on a port, loopback unless asked otherwise, that is picked once.
 
 use std::fs;
 use std::io;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::config::{ConfigError, ServerConfig, StoreLimits};
 use super::find::NatsServer;
+use super::port;
 use super::state::{StateDir, StateError, write_private};
 use crate::supervise::leftover;
 use crate::supervise::{ChildEvent, ChildSpec, Output, SuperviseError, Supervisor};
@@ -21,6 +22,8 @@ use crate::supervise::{ChildEvent, ChildSpec, Output, SuperviseError, Supervisor
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How often the ports file is looked for: nothing tells us.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
+/// How often another port is picked when somebody else took the one that was free.
+const PORT_TRIES: u32 = 5;
 /// The server writes its streams out at TERM.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// What the server's log may take on disk.
@@ -106,42 +109,22 @@ impl Broker {
         remove_ports_files(&state.run())
             .map_err(|e| StateError::Unusable { path: state.run(), source: e })?;
         let port_file = state.root().join(PORT_FILE);
-        write_config(&settings, kept_port(&port_file, settings.listen))?;
-
-        let log = state.log().join("nats-server.log");
-        let mut spec = ChildSpec::new("nats-server", &settings.server.path);
-        spec.args = vec!["-c".into(), state.nats_conf().into()];
-        spec.output = Output::Log { path: log.clone(), max_bytes: LOG_BYTES };
-        spec.pid_file = Some(pid_file);
-        spec.guard = settings.guard.clone();
-        spec.stop_limit = STOP_LIMIT;
-
-        let (deaths, mut death) = watch::channel(None);
-        let events = Arc::new(events);
-        let supervisor = Supervisor::start(spec, move |event| {
-            if let ChildEvent::Died { how, .. } = &event {
-                deaths.send_replace(Some(how.clone()));
-            }
-            events(event);
-        })?;
-        let pid = supervisor.pid().unwrap_or_default();
-        let run = state.run();
-        let ready = tokio::select! {
-            // A death is looked at first: the port of a dead server is worth nothing.
-            biased;
-            how = first_death(&mut death) => {
-                Err(BrokerError::Died { how, log: log.clone(), tail: tail(&log) })
-            }
-            port = tokio::time::timeout(READY_LIMIT, port_of(&run, pid)) => {
-                port.map_err(|_| BrokerError::NotReady { log: log.clone(), tail: tail(&log) })
-            }
-        };
-        let port = match ready {
-            Ok(port) => port,
-            Err(error) => {
-                supervisor.stop().await;
+        let events: Events = Arc::new(events);
+        let mut port = kept_port(&port_file, settings.listen).or_else(|| port::pick(settings.listen));
+        let mut tries = PORT_TRIES;
+        let (supervisor, port) = loop {
+            write_config(&settings, port)?;
+            let error = match launch(&settings, &pid_file, events.clone()).await {
+                Ok(running) => break running,
+                Err(error) => error,
+            };
+            tries -= 1;
+            let was_taken = port.is_some_and(|port| !port::is_free(settings.listen, port));
+            if tries == 0 || !was_taken {
                 return Err(error);
             }
+            // Somebody was quicker.
+            port = port::pick(settings.listen);
         };
         write_private(&port_file, port.to_string().as_bytes())?;
         // A restart reads the file again and must come back where the clients look for it.
@@ -172,13 +155,58 @@ impl Broker {
     }
 }
 
+type Events = Arc<dyn Fn(ChildEvent) + Send + Sync>;
+
+/// Starts the server and waits until it takes connections. Returns at which port.
+async fn launch(
+    settings: &BrokerSettings<'_>,
+    pid_file: &Path,
+    events: Events,
+) -> Result<(Supervisor, u16), BrokerError> {
+    let state = settings.state;
+    let log = state.log().join("nats-server.log");
+    let mut spec = ChildSpec::new("nats-server", &settings.server.path);
+    spec.args = vec!["-c".into(), state.nats_conf().into()];
+    spec.output = Output::Log { path: log.clone(), max_bytes: LOG_BYTES };
+    spec.pid_file = Some(pid_file.to_owned());
+    spec.guard = settings.guard.clone();
+    spec.stop_limit = STOP_LIMIT;
+
+    let (deaths, mut death) = watch::channel(None);
+    let supervisor = Supervisor::start(spec, move |event| {
+        if let ChildEvent::Died { how, .. } = &event {
+            deaths.send_replace(Some(how.clone()));
+        }
+        events(event);
+    })?;
+    let pid = supervisor.pid().unwrap_or_default();
+    let run = state.run();
+    let ready = tokio::select! {
+        // A death is looked at first: the port of a dead server is worth nothing.
+        biased;
+        how = first_death(&mut death) => {
+            Err(BrokerError::Died { how, log: log.clone(), tail: tail(&log) })
+        }
+        port = tokio::time::timeout(READY_LIMIT, port_of(&run, pid)) => {
+            port.map_err(|_| BrokerError::NotReady { log: log.clone(), tail: tail(&log) })
+        }
+    };
+    match ready {
+        Ok(port) => Ok((supervisor, port)),
+        Err(error) => {
+            supervisor.stop().await;
+            Err(error)
+        }
+    }
+}
+
 /// Where the port of the last start is kept: agents that were prepared for other hosts look for it there.
 const PORT_FILE: &str = "nats-server.port";
 
 /// The port of the last start, if it is free.
 fn kept_port(file: &Path, listen: IpAddr) -> Option<u16> {
     let port: u16 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
-    std::net::TcpListener::bind((listen, port)).is_ok().then_some(port)
+    port::is_free(listen, port).then_some(port)
 }
 
 fn write_config(settings: &BrokerSettings<'_>, port: Option<u16>) -> Result<(), BrokerError> {

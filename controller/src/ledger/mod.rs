@@ -41,7 +41,7 @@ use sally_common::wire::command::RunAttempt;
 
 use command::{Answer, Command, Request};
 pub use error::LedgerError;
-pub use read::PAGE_MAX;
+pub use read::{PAGE_MAX, SET_BACK_MS};
 pub use types::*;
 
 /// Commands that may wait for the writer.

@@ -18,6 +18,9 @@ use super::types::*;
 
 /// Most rows of one answer where the caller gives a limit.
 pub const PAGE_MAX: u32 = 20_000;
+/// What was done so much later than now was done before the clock was set back: how long ago nobody knows, so it counts as
+/// long ago. Milliseconds; controllers' clocks differ by less.
+pub const SET_BACK_MS: i64 = 60_000;
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -178,12 +181,13 @@ impl Ledger {
         limit: u32,
     ) -> Result<Vec<Run>> {
         let mut args = Args::default();
-        args.add(zone.as_str()).add(agent.as_str()).add(incarnation.to_string()).add(since_ms);
+        args.add(zone.as_str()).add(agent.as_str()).add(incarnation.to_string());
+        args.add(since_ms).add(since_ms.saturating_add(SET_BACK_MS));
         args.add(i64::from(limit.min(PAGE_MAX)));
         let sql = format!(
             "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE zone = ? AND agent = ? AND NOT final AND attempt > 0 \
-             AND state IN ('running', 'expired', 'unknown') AND incarnation = ? AND dispatched_ms <= ? \
-             ORDER BY job, idx LIMIT ?"
+             AND state IN ('running', 'expired', 'unknown') AND incarnation = ? \
+             AND (dispatched_ms <= ? OR dispatched_ms > ?) ORDER BY job, idx LIMIT ?"
         );
         self.all(sql, args, row::run).await
     }
@@ -244,10 +248,13 @@ impl Ledger {
     /// not ended; oldest first.
     pub async fn silent(&self, since_ms: i64, limit: u32) -> Result<Vec<Run>> {
         let mut args = Args::default();
-        args.add(since_ms).add(since_ms).add(i64::from(limit.min(PAGE_MAX)));
+        let set_back_ms = since_ms.saturating_add(SET_BACK_MS);
+        args.add(since_ms).add(set_back_ms).add(since_ms).add(set_back_ms);
+        args.add(i64::from(limit.min(PAGE_MAX)));
         let sql = format!(
             "SELECT 'run', {RUN_COLUMNS} FROM runs WHERE NOT final AND state IN ('dispatched', 'running') \
-             AND ((state = 'dispatched' AND NOT direct AND dispatched_ms <= ?) OR cancel_requested_ms <= ?) \
+             AND ((state = 'dispatched' AND NOT direct AND (dispatched_ms <= ? OR dispatched_ms > ?)) \
+             OR cancel_requested_ms <= ? OR cancel_requested_ms > ?) \
              ORDER BY job, idx LIMIT ?"
         );
         self.all(sql, args, row::run).await

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{Nonce, RunId};
 use sally_common::name::{Agent, User, Zone};
 use sally_common::selector::Targets;
@@ -162,12 +162,12 @@ pub async fn ping(service: &Service, targets: &Targets, wait_ms: u64) -> Result<
 }
 
 fn resolve(service: &Service, targets: &Targets) -> Result<Vec<Target>, ApiError> {
-    let found = service.fleet().resolve(targets, now_ms())?;
+    let found = service.fleet().resolve(targets, steady_ms())?;
     Ok(found.into_iter().map(|(_, target)| target).collect())
 }
 
 fn known(service: &Service, zone: &Zone, agent: &Agent) -> Result<Target, ApiError> {
-    let target = service.fleet().get(zone, agent).map(|m| m.target(now_ms()));
+    let target = service.fleet().get(zone, agent).map(|m| m.target(steady_ms()));
     target.ok_or_else(|| ApiError {
         code: ErrorCode::NotFound,
         message: format!("there is no agent {zone}/{agent}"),

@@ -1,6 +1,6 @@
 //! What callers ask: checked, answered, signed.
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{Digest, JobId, RunId};
 use sally_common::key::PublicKey;
 use sally_common::limit::{API_MESSAGE_MAX, BLOB_MAX, STREAM_CHUNK};
@@ -142,7 +142,7 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             value(&BlobStored { bytes: state.bytes, complete: state.complete })
         }
         Call::Resolve { targets } => {
-            let found = service.fleet().resolve(&targets, now_ms())?;
+            let found = service.fleet().resolve(&targets, steady_ms())?;
             value(&Resolved { targets: found.into_iter().map(|(_, t)| t).collect() })
         }
         Call::Job { id } => value(&records::job(&find(service, &id).await?)),
@@ -191,11 +191,11 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
         }
         Call::Agents => {
             let waiting = service.ledger.waiting_counts().await.map_err(internal)?;
-            let now = now_ms();
+            let (now, wall) = (steady_ms(), now_ms());
             let fleet = service.fleet();
             let record = |m: &super::fleet::Member| {
                 let name = (m.enrolled.zone.clone(), m.enrolled.agent.clone());
-                m.record(now, waiting.get(&name).copied().unwrap_or(0))
+                m.record(now, wall, waiting.get(&name).copied().unwrap_or(0))
             };
             value(&AgentPage { agents: fleet.all().map(record).collect() })
         }

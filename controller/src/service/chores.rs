@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{JobId, Nonce, RunId};
 use sally_common::wire::record::RunState;
 use tokio::sync::watch;
@@ -31,14 +31,26 @@ const PRUNES: u32 = 100;
 /// A request id that was cancelled before its submission came is remembered this long.
 const REQUESTS_KEPT_MS: i64 = 7 * 24 * 3600 * 1000;
 
+/// How far the wall clock may go back between two looks before it was set.
+const SET_MS: i64 = 1_000;
+
+/// By the steady clock.
 struct Nudge {
     next_ms: i64,
     pause_ms: i64,
 }
 
+/// What is remembered from one look to the next.
+#[derive(Default)]
+struct Chores {
+    nudges: HashMap<RunId, Nudge>,
+    /// By how much the wall clock was ahead of the steady one.
+    ahead_ms: Option<i64>,
+}
+
 /// Does the chores until `stop` is set.
 pub async fn serve(service: Arc<Service>, bounds: Bounds, mut stop: watch::Receiver<bool>) {
-    let mut nudges: HashMap<RunId, Nudge> = HashMap::new();
+    let mut chores = Chores::default();
     let mut swept = Instant::now();
     let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -48,7 +60,7 @@ pub async fn serve(service: Arc<Service>, bounds: Bounds, mut stop: watch::Recei
             _ = stop.changed() => return,
         }
         service.watchers().sweep();
-        if let Err(error) = once(&service, &mut nudges).await {
+        if let Err(error) = chores.once(&service).await {
             tracing::error!(%error, "cannot read or write the ledger");
         }
         if swept.elapsed() >= SWEEP_EVERY {
@@ -58,51 +70,90 @@ pub async fn serve(service: Arc<Service>, bounds: Bounds, mut stop: watch::Recei
     }
 }
 
-async fn once(service: &Service, nudges: &mut HashMap<RunId, Nudge>) -> Result<(), LedgerError> {
-    let now = now_ms();
-    if service.ledger.next_expiry().await?.is_some_and(|at| at <= now) {
-        loop {
-            let expired = service.ledger.expire(now).await?;
-            for change in &expired.changes {
-                inbound::tell(service, change, None).await;
-            }
-            if !expired.more {
-                break;
+impl Chores {
+    async fn once(&mut self, service: &Service) -> Result<(), LedgerError> {
+        let (now, steady) = (now_ms(), steady_ms());
+        if service.ledger.next_expiry().await?.is_some_and(|at| at <= now) {
+            loop {
+                let expired = service.ledger.expire(now).await?;
+                for change in &expired.changes {
+                    inbound::tell(service, change, None).await;
+                }
+                if !expired.more {
+                    break;
+                }
             }
         }
+        if self.was_set_back(now, steady) {
+            tracing::warn!(
+                "the clock of this host was set back: attempts that wait for their time are made now"
+            );
+            while retry(service, i64::MAX).await? > 0 {}
+        } else {
+            retry(service, now).await?;
+        }
+        direct::give_up(service, now).await?;
+        let hints = service.fleet().to_hint(steady);
+        for (zone, agent) in hints {
+            service.hint(&zone, &agent).await?;
+        }
+        // Two that use one identity are told apart by who is still there.
+        let doubled = service.fleet().doubled(steady);
+        for (zone, agent) in doubled {
+            service.probe(&zone, &agent, Nonce::generate()).await;
+        }
+        self.nudge(service, now, steady).await
     }
-    retry(service, now).await?;
-    direct::give_up(service, now).await?;
-    let hints = service.fleet().to_hint(now);
-    for (zone, agent) in hints {
-        service.hint(&zone, &agent).await?;
+
+    /// Whether somebody has set the wall clock back since the last look. Times in the ledger that lie ahead may
+    /// be far away then.
+    fn was_set_back(&mut self, now: i64, steady: i64) -> bool {
+        let ahead = now - steady;
+        self.ahead_ms.replace(ahead).is_some_and(|before| ahead < before - SET_MS)
     }
-    // Two that use one identity are told apart by who is still there.
-    let doubled = service.fleet().doubled(now);
-    for (zone, agent) in doubled {
-        service.probe(&zone, &agent, Nonce::generate()).await;
+
+    /// Says dispatches again of which nothing was heard. The agent answers duplicates from its journal.
+    async fn nudge(&mut self, service: &Service, now: i64, steady: i64) -> Result<(), LedgerError> {
+        let silent = service.ledger.silent(now - NUDGE_FIRST_MS, NUDGES).await?;
+        let seen: HashSet<RunId> = silent.iter().map(|r| r.id.clone()).collect();
+        self.nudges.retain(|run, _| seen.contains(run));
+        let mut due = Vec::new();
+        for run in silent {
+            let first = Nudge { next_ms: steady, pause_ms: NUDGE_FIRST_MS };
+            let nudge = self.nudges.entry(run.id.clone()).or_insert(first);
+            if nudge.next_ms <= steady {
+                nudge.pause_ms = (nudge.pause_ms * 2).min(NUDGE_MAX_MS);
+                nudge.next_ms = steady + nudge.pause_ms;
+                due.push(run);
+            }
+        }
+        let (cancelled, waiting): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|r| r.cancel_requested_ms.is_some());
+        let waiting: Vec<_> = waiting.into_iter().filter(|r| r.state == RunState::Dispatched).collect();
+        service.send_cancels(&cancelled).await;
+        if !waiting.is_empty() {
+            service.dispatch(&waiting).await?;
+        }
+        Ok(())
     }
-    nudge(service, nudges, now).await
 }
 
 /// Sends the next attempts whose pause is over, to agents that are there and not behind; others get them in
-/// their order.
-async fn retry(service: &Service, now: i64) -> Result<(), LedgerError> {
+/// their order. Returns how many there were.
+async fn retry(service: &Service, now: i64) -> Result<usize, LedgerError> {
     if service.ledger.next_retry().await?.is_none_or(|at| at > now) {
-        return Ok(());
+        return Ok(0);
     }
     let changes = service.ledger.release(now).await?;
     let (mut ready, mut hints) = (Vec::new(), Vec::new());
     {
-        let mut fleet = service.fleet();
+        let (mut fleet, steady) = (service.fleet(), steady_ms());
         for run in changes.iter().map(|change| &change.run) {
             let Some(member) = fleet.get_mut(&run.zone, &run.agent) else { continue };
-            if member.takes_work(now) && !member.behind {
+            if member.takes_work(steady) && !member.behind {
                 ready.push(run.clone());
-            } else {
-                if member.leave(now) {
-                    hints.push((run.zone.clone(), run.agent.clone()));
-                }
+            } else if member.leave(steady) {
+                hints.push((run.zone.clone(), run.agent.clone()));
             }
         }
     }
@@ -113,31 +164,7 @@ async fn retry(service: &Service, now: i64) -> Result<(), LedgerError> {
     for (zone, agent) in hints {
         service.hint(&zone, &agent).await?;
     }
-    Ok(())
-}
-
-/// Says dispatches again of which nothing was heard. The agent answers duplicates from its journal.
-async fn nudge(service: &Service, nudges: &mut HashMap<RunId, Nudge>, now: i64) -> Result<(), LedgerError> {
-    let silent = service.ledger.silent(now - NUDGE_FIRST_MS, NUDGES).await?;
-    let seen: HashSet<RunId> = silent.iter().map(|r| r.id.clone()).collect();
-    nudges.retain(|run, _| seen.contains(run));
-    let mut due = Vec::new();
-    for run in silent {
-        let nudge = nudges.entry(run.id.clone()).or_insert(Nudge { next_ms: now, pause_ms: NUDGE_FIRST_MS });
-        if nudge.next_ms <= now {
-            nudge.pause_ms = (nudge.pause_ms * 2).min(NUDGE_MAX_MS);
-            nudge.next_ms = now + nudge.pause_ms;
-            due.push(run);
-        }
-    }
-    let (cancelled, waiting): (Vec<_>, Vec<_>) =
-        due.into_iter().partition(|r| r.cancel_requested_ms.is_some());
-    let waiting: Vec<_> = waiting.into_iter().filter(|r| r.state == RunState::Dispatched).collect();
-    service.send_cancels(&cancelled).await;
-    if !waiting.is_empty() {
-        service.dispatch(&waiting).await?;
-    }
-    Ok(())
+    Ok(changes.len())
 }
 
 async fn sweep(service: &Service, bounds: &Bounds) {
@@ -195,4 +222,19 @@ async fn prune(service: &Service, bounds: &Bounds) -> Result<(), LedgerError> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_is_noticed_once() {
+        let mut chores = Chores::default();
+        assert!(!chores.was_set_back(1_000_000, 1_000_000), "the first look");
+        assert!(!chores.was_set_back(1_000_500, 1_000_501), "it may be slewed");
+        assert!(!chores.was_set_back(4_601_000, 1_001_000), "set forward, what waits comes early by itself");
+        assert!(chores.was_set_back(1_001_500, 1_001_500));
+        assert!(!chores.was_set_back(1_002_000, 1_002_000));
+    }
 }

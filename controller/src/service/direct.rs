@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::RunId;
 use sally_common::subject::Channel;
 use sally_common::wire::Envelope;
@@ -14,7 +14,7 @@ use sally_common::wire::record::{AgentState, RunState};
 use tokio::sync::watch;
 
 use super::{Service, inbound};
-use crate::ledger::{LedgerError, Run};
+use crate::ledger::{LedgerError, Run, SET_BACK_MS};
 
 /// A direct dispatch without a sign of life for so long is `unknown`, milliseconds by the controller's clock.
 const SILENCE_MS: i64 = 5_000;
@@ -83,10 +83,12 @@ async fn reject(service: &Service, run: &RunId, attempt: u32) -> Result<(), Ledg
 pub async fn give_up(service: &Service, now: i64) -> Result<(), LedgerError> {
     let open = service.ledger.direct_open(READ).await?;
     let silent: Vec<RunId> = {
-        let fleet = service.fleet();
+        let (fleet, steady) = (service.fleet(), steady_ms());
         let is_silent = |run: &Run| match run.state {
-            RunState::Dispatched => run.dispatched_ms.is_some_and(|at| at + SILENCE_MS <= now),
-            _ => fleet.get(&run.zone, &run.agent).is_none_or(|m| m.state(now) == AgentState::Offline),
+            RunState::Dispatched => {
+                run.dispatched_ms.is_some_and(|at| at + SILENCE_MS <= now || at > now + SET_BACK_MS)
+            }
+            _ => fleet.get(&run.zone, &run.agent).is_none_or(|m| m.state(steady) == AgentState::Offline),
         };
         open.iter().filter(|run| is_silent(run)).map(|run| run.id.clone()).collect()
     };

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{Digest, JobId, Nonce};
 use sally_common::limit::LIVE_MESSAGE_MAX;
 use sally_common::name::{Agent, Zone};
@@ -114,7 +114,7 @@ impl Service {
             let fleet = self.fleet();
             for run in runs {
                 let Some(member) = fleet.get(&run.zone, &run.agent) else { continue };
-                if !member.takes_work(now) || member.enrolled.key != run.agent_key {
+                if !member.takes_work(steady_ms()) || member.enrolled.key != run.agent_key {
                     continue;
                 }
                 if let Some(to) = member.address() {
@@ -138,7 +138,7 @@ impl Service {
         for _ in 0..HINT_TRIES {
             let (slots, left) = {
                 let fleet = self.fleet();
-                let member = fleet.get(zone, agent).filter(|m| m.takes_work(now_ms()));
+                let member = fleet.get(zone, agent).filter(|m| m.takes_work(steady_ms()));
                 let Some(member) = member else { return Ok(()) };
                 let slots = member.heartbeat.as_ref().map_or(1, |b| b.slots.total).clamp(1, HINT_MAX);
                 (slots as usize, member.left())

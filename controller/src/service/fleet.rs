@@ -1,5 +1,5 @@
 //! The agents as the controller sees them: who is enrolled, what the last heartbeat said, and the one
-//! judgement of online, late and offline, by the controller's clock.
+//! judgement of online, late and offline, by the controller's clock: the steady one, of which people are told in wall time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +50,7 @@ pub struct Member {
     pub floor: Floor,
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
-    /// When anything signed was last heard, by the controller's wall clock.
+    /// When anything signed was last heard, by the controller's steady clock.
     pub seen_ms: Option<i64>,
     /// Whether it was told to get no new work.
     pub drained: bool,
@@ -59,7 +59,7 @@ pub struct Member {
     /// How often work was left waiting for it. Who reads what waits compares it before and after: what was left meanwhile may
     /// not have been read.
     left: u64,
-    /// When it is hinted at what waits, and the pause after that; the controller's wall clock, milliseconds.
+    /// When it is hinted at what waits, and the pause after that; the controller's steady clock, milliseconds.
     pub hint: (i64, i64),
     /// Whether it has asked for work since this controller started.
     pub greeted: bool,
@@ -215,15 +215,15 @@ impl Member {
         })
     }
 
-    /// The record that people are shown.
-    pub fn record(&self, now_ms: i64, waiting: u64) -> AgentRecord {
+    /// The record that people are shown. `wall_ms` is the same moment by the wall clock.
+    pub fn record(&self, now_ms: i64, wall_ms: i64, waiting: u64) -> AgentRecord {
         let beat = self.heartbeat.as_ref();
         let text = |f: fn(&Heartbeat) -> &str| beat.map(f).unwrap_or_default().to_owned();
         AgentRecord {
             agent: self.enrolled.agent.clone(),
             zone: self.enrolled.zone.clone(),
             state: self.state(now_ms),
-            last_seen_at: self.seen_ms.map(rfc3339),
+            last_seen_at: self.seen_ms.map(|s| rfc3339(wall_ms - (now_ms - s))),
             last_seen_s: self.seen_ms.map(|s| u64::try_from((now_ms - s) / 1000).unwrap_or(0)),
             slots_used: beat.map_or(0, |b| b.slots.used),
             slots_total: beat.map_or(0, |b| b.slots.total),
@@ -258,7 +258,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Joins who is enrolled with what the ledger remembers of them.
+    /// Joins who is enrolled with what the ledger remembers of them: at the start, when both clocks say the same.
     pub fn new(enrolled: Vec<Enrolled>, rows: Vec<AgentRow>) -> Self {
         let mut members: BTreeMap<_, _> = enrolled
             .into_iter()

@@ -1,6 +1,6 @@
 //! What agents say: checked, recorded, receipted.
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{Digest, Nonce};
 use sally_common::key::{PublicKey, Signature};
 use sally_common::limit::{BLOB_CHUNK, RESULT_MESSAGE_MAX, SMALL_MESSAGE_MAX};
@@ -392,11 +392,11 @@ async fn recover(
 async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem> {
     let beat: Heartbeat = wire::read(&signed.message.payload)?;
     signed.hear(service, &beat.from)?;
-    let seen_ms = now_ms();
+    let heard_ms = steady_ms();
     if let Some(nonce) = beat.probe {
         service.answered(&signed.zone, &signed.agent, nonce, beat.sent_ms);
     }
-    presence(service, &signed, &beat.from, beat.instance, beat.goodbye.is_some(), seen_ms).await;
+    presence(service, &signed, &beat.from, beat.instance, beat.goodbye.is_some(), heard_ms).await;
     let journal = service.fleet().get(&signed.zone, &signed.agent).map_or(0, |m| m.journal_of(&beat.from));
     let seen = AgentSeen {
         zone: signed.zone.clone(),
@@ -406,7 +406,7 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
         counter: beat.from.counter,
         labels: beat.labels.clone(),
         heartbeat: String::from_utf8_lossy(&signed.message.payload).into_owned(),
-        seen_ms,
+        seen_ms: now_ms(),
         journal,
     };
     let answer = service.ledger.upsert_agents(vec![seen]).await?.into_iter().next();
@@ -423,9 +423,9 @@ async fn heartbeat(service: &Service, signed: Signed<'_>) -> Result<(), Problem>
     let was_offline = {
         let mut fleet = service.fleet();
         let Some(member) = fleet.get_mut(&signed.zone, &signed.agent) else { return Ok(()) };
-        let was_offline = member.state(seen_ms) == AgentState::Offline;
+        let was_offline = member.state(heard_ms) == AgentState::Offline;
         member.is_now(&beat.from);
-        member.seen_ms = Some(seen_ms);
+        member.seen_ms = Some(heard_ms);
         member.heartbeat = Some(beat);
         was_offline
     };
@@ -496,7 +496,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     let Question::Work { credit, boot, ref held, instance, held_is_all } = ask.question else {
         return Ok(());
     };
-    match presence(service, signed, &ask.from, instance, false, now_ms()).await {
+    match presence(service, signed, &ask.from, instance, false, steady_ms()).await {
         Verdict::Welcome => {}
         // Another process may speak for this agent: it asks again in a moment.
         Verdict::Probe | Verdict::Wait => return Ok(()),
@@ -520,7 +520,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
         member.is_now(&ask.from);
         member.is_welcome(instance);
-        member.seen_ms = Some(now_ms());
+        member.seen_ms = Some(steady_ms());
     }
     if boot || !greeted {
         recover(service, signed, &ask.from, held).await?;
@@ -541,7 +541,7 @@ async fn work(service: &Service, signed: &Signed<'_>, ask: &Ask, to: To) -> Resu
     let given = service.dispatch_to(&to, &due[..now], ask.nonce).await? as u64;
     let mut waiting = (due.len() - now) as u64;
     if let Some(member) = service.fleet().get_mut(&signed.zone, &signed.agent) {
-        member.asked(now_ms());
+        member.asked(steady_ms());
         if member.read(left, waiting > 0) && !drained {
             waiting = waiting.max(1);
         }
@@ -652,7 +652,7 @@ impl Service {
     /// Notes that an agent has just said something signed.
     pub fn fleet_heard(&self, zone: &Zone, agent: &Agent) {
         if let Some(member) = self.fleet().get_mut(zone, agent) {
-            member.seen_ms = Some(now_ms());
+            member.seen_ms = Some(steady_ms());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which process speaks for an agent. Pure; times are the controller's clock in milliseconds.
+//! Which process speaks for an agent. Pure; times are the controller's steady clock in milliseconds.
 //!
 //! Each process says a random `instance` that it made at its start. Another one than before is a restart, or a copy: the
 //! same key and journal in two processes. Before a newcomer is welcome the old one is probed and must be silent.

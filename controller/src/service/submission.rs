@@ -1,6 +1,6 @@
 //! The one way in for work: command line now, and every later door.
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, steady_ms};
 use sally_common::id::{Digest, JobId};
 use sally_common::limit::{ORDER_MAX, PRIORITY_MAX, TARGETS_MAX};
 use sally_common::name::User;
@@ -28,7 +28,7 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
     let order = check(service, caller, &submit)?;
     check_content(service, &order).await?;
     let now = now_ms();
-    let mut targets = service.fleet().resolve(&order.targets, now)?;
+    let mut targets = service.fleet().resolve(&order.targets, steady_ms())?;
     apply_offline(submit.offline, &mut targets)?;
     if targets.len() > TARGETS_MAX {
         return Err(usage(format!("{} targets are more than {TARGETS_MAX}", targets.len()), None));
@@ -50,7 +50,7 @@ pub async fn submit(service: &Service, caller: &User, submit: Submit) -> Result<
         latest_only: submit.latest_only.clone(),
         direct: submit.lane == Lane::Direct,
         retry: order.task.retry.clone().filter(|_| order.task.idempotent),
-        targets: new_runs(service, &targets, submit.lane == Lane::Direct, now),
+        targets: new_runs(service, &targets, submit.lane == Lane::Direct),
     };
     let runs = new.runs();
     // The watcher is there before anything can happen.
@@ -112,7 +112,7 @@ async fn send_out(
         let mut fleet = service.fleet();
         for run in runs.iter().filter(|run| run.state == RunState::Pending) {
             let Some(member) = fleet.get_mut(&run.zone, &run.agent) else { continue };
-            if member.leave(now) {
+            if member.leave(steady_ms()) {
                 hints.push((run.zone.clone(), run.agent.clone()));
             }
         }
@@ -131,11 +131,11 @@ async fn send_out(
 
 /// The runs of these targets. Whose agent is there is dispatched with the submission, in one commit, unless other work
 /// waits for it: then they take their place behind that. The direct lane waits for nobody.
-fn new_runs(service: &Service, targets: &[(Enrolled, Target)], direct: bool, now: i64) -> Vec<NewRun> {
+fn new_runs(service: &Service, targets: &[(Enrolled, Target)], direct: bool) -> Vec<NewRun> {
     let fleet = service.fleet();
     let new = |(n, (enrolled, _)): (usize, &(Enrolled, Target))| {
         let member = fleet.get(&enrolled.zone, &enrolled.agent).filter(|m| m.enrolled.key == enrolled.key);
-        let there = member.filter(|m| m.takes_work(now) && m.incarnation.is_some());
+        let there = member.filter(|m| m.takes_work(steady_ms()) && m.incarnation.is_some());
         let sent = match direct {
             true => there,
             false => there.filter(|m| n < DISPATCH_AT_ONCE && !m.behind),
@@ -145,17 +145,17 @@ fn new_runs(service: &Service, targets: &[(Enrolled, Target)], direct: bool, now
             agent: enrolled.agent.clone(),
             agent_key: enrolled.key.clone(),
             dispatch_to: sent.and_then(|m| m.incarnation),
-            refused: (direct && there.is_none()).then(|| why_not(member, now)),
+            refused: (direct && there.is_none()).then(|| why_not(member)),
         }
     };
     targets.iter().enumerate().map(new).collect()
 }
 
 /// Why an agent gets nothing on the direct lane.
-fn why_not(member: Option<&Member>, now: i64) -> (String, String) {
+fn why_not(member: Option<&Member>) -> (String, String) {
     let (refusal, message) = match member {
-        Some(m) if m.presence.is_two(now) => (Refusal::NotConnected, TWO_PROCESSES),
-        Some(m) if m.drained && m.state(now) != AgentState::Offline => {
+        Some(m) if m.presence.is_two(steady_ms()) => (Refusal::NotConnected, TWO_PROCESSES),
+        Some(m) if m.drained && m.state(steady_ms()) != AgentState::Offline => {
             (Refusal::Draining, "the agent was told to take no new work")
         }
         _ => (Refusal::NotConnected, "the agent is offline, and the direct lane does not wait"),

@@ -6,7 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::run;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::world::World;
+use crate::effects::{lives, send};
+use crate::harness::{eventually, run};
+
+/// An agent admits runs only with room for each slot's output and result beside what it keeps free.
+pub const AGENT_DISK_MIB: u32 = 640;
+pub const BROKER_DISK_MIB: u32 = 48;
+pub const CONTROLLER_DISK_KIB: u32 = 24 * 1024;
 
 /// Whether file systems can be mounted here. Says aloud why not.
 pub fn can_mount(row: &str) -> bool {
@@ -73,6 +83,39 @@ impl Image {
         fs::copy(&self.file, &file).unwrap();
         Image::mount(file, at)
     }
+}
+
+/// The broker's host loses power, with the last of these images for its storage; the next one is a copy of it.
+pub fn cut_power_of_broker(world: &mut World, all: &mut Vec<Image>) {
+    let pid = eventually("a broker", || world.up.pid_of("nats-server").filter(|pid| lives(*pid)));
+    send(pid, Signal::SIGSTOP);
+    let cut = all[all.len() - 1].cut();
+    lead(&world.store(), &cut.at);
+    all.push(cut);
+    world.kill_and_wait("nats-server");
+}
+
+/// The host of all agents loses power, with the last of these images for the state of the first; the next one is a copy
+/// of it. Then it is another boot.
+pub fn cut_power_of_agents(world: &mut World, all: &mut Vec<Image>, boot: u64) {
+    // Nobody starts anything anew meanwhile, which would use what is lost.
+    send(world.up.pid(), Signal::SIGSTOP);
+    let host = world.pids_on_agents_host();
+    // Everything stops at one instant.
+    for pid in &host {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
+    }
+    let cut = all[all.len() - 1].cut();
+    lead(&world.agent_dir(1).join("state"), &cut.at);
+    all.push(cut);
+    world.points.set("boot_id", &format!("boot-{boot}"));
+    for pid in &host {
+        // A keeper's death is the end of its whole tree.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    eventually("the host is dead", || host.iter().all(|pid| !lives(*pid)).then_some(()));
+    send(world.up.pid(), Signal::SIGCONT);
+    world.struck();
 }
 
 /// `image-1` after `image-0`.

@@ -16,6 +16,12 @@ pub struct Accepted {
     pub id: String,
     /// How many runs it must have.
     pub targets: usize,
+    /// What it was submitted with explains these ends.
+    pub may_be: Vec<&'static str>,
+    /// How many attempts each run may have.
+    pub tries: usize,
+    /// It was cancelled before it was submitted.
+    pub cancelled_ahead: bool,
 }
 
 /// The promises that every row is tried against, in the order of the table.
@@ -59,11 +65,14 @@ pub struct Judge<'a> {
     pub tally: Tally,
     pub problems: Vec<String>,
     known: BTreeSet<String>,
+    /// Runs whose end only a fault explains, by state.
+    excused: BTreeMap<String, u64>,
 }
 
 impl<'a> Judge<'a> {
     pub fn new(effects: &'a Effects, excuses: &'a Excuses) -> Judge<'a> {
-        Judge { effects, excuses, tally: Tally::default(), problems: Vec::new(), known: BTreeSet::new() }
+        let (tally, problems, known) = (Tally::default(), Vec::new(), BTreeSet::new());
+        Judge { effects, excuses, tally, problems, known, excused: BTreeMap::new() }
     }
 
     /// A submission that was accepted, and what the controller says of it now.
@@ -88,11 +97,13 @@ impl<'a> Judge<'a> {
     fn run(&mut self, accepted: &Accepted, run: &Value) {
         let id = run["run"].as_str().unwrap().to_owned();
         let state = run["state"].as_str().unwrap().to_owned();
-        let (starts, ends) = (self.effects.starts(&id), self.effects.ends(&id));
+        let attempts = self.effects.attempts(&id);
+        let (starts, ends) = attempts.values().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+        let last = run["attempt"].as_u64().and_then(|n| attempts.get(&n)).copied().unwrap_or_default();
         let before = self.problems.len();
         let mut problem =
             |what: &str| self.problems.push(format!("{what}: starts {starts}, ends {ends}, {}", show(run)));
-        let once = starts <= 1 && ends <= 1;
+        let once = starts <= accepted.tries && attempts.values().all(|n| n.0 <= 1 && n.1 <= 1);
         if !once {
             problem("done twice");
         }
@@ -104,20 +115,32 @@ impl<'a> Judge<'a> {
         if starts > 0 && matches!(state.as_str(), "expired" | "rejected") {
             (honest, _) = (false, problem("it ran, and is denied"));
         }
-        if ends > 0 && state == "cancelled" {
-            (honest, _) = (false, problem("it ran to its end, and is denied"));
+        // What waits for another attempt is cancelled without one under way.
+        if state == "cancelled" && accepted.tries == 1 {
+            if ends > 0 && run["signal"].is_null() {
+                (honest, _) = (false, problem("it ran to its end, and is denied"));
+            }
+            if starts > 0 && run["started_at"].is_null() {
+                (honest, _) = (false, problem("it ran, and is denied"));
+            }
+        }
+        if accepted.cancelled_ahead && (starts > 0 || state != "cancelled") {
+            (honest, _) = (false, problem("it was cancelled before it was submitted"));
         }
         let mut whole = true;
         if state == "succeeded" {
-            if (starts, ends) != (1, 1) {
+            if last != (1, 1) {
                 (honest, _) = (false, problem("succeeded, and not done once"));
             }
             if run["result"] != accepted.job.result() || run["stdout"] != accepted.job.stdout(&id) {
                 (whole, _) = (false, problem("result or output is not what the script said"));
             }
             self.tally.note(3, whole);
-        } else if !self.excuses.contains_key(state.as_str()) {
-            (honest, _) = (false, problem("no fault explains this state"));
+        } else if !accepted.may_be.contains(&state.as_str()) {
+            if !self.excuses.contains_key(state.as_str()) {
+                (honest, _) = (false, problem("no fault explains this state"));
+            }
+            *self.excused.entry(state.clone()).or_default() += 1;
         }
         self.tally.note(1, once);
         self.tally.note(2, honest);
@@ -133,7 +156,7 @@ impl<'a> Judge<'a> {
     /// Faults explain so many runs and not more; nothing ran that nobody submitted.
     pub fn whole_world(&mut self) {
         for (state, most) in self.excuses {
-            let count = self.tally.outcomes.get(*state).copied().unwrap_or(0);
+            let count = self.excused.get(*state).copied().unwrap_or(0);
             if count > *most {
                 self.problems.push(format!("{count} runs are {state}, and the faults explain {most}"));
             }

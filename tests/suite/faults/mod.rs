@@ -2,7 +2,8 @@
 //!
 //! - [`world`]: one `up` with scripts whose effects a listener of the test counts; [`judge`] compares them with what
 //!   callers are told and with the ledger; [`points`] are the named places where programs die.
-//! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order.
+//! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order; [`schedule`] what is drawn,
+//!   [`manner`] the ways in which jobs are submitted, and taken back.
 //! - [`link`]: a bad connection; [`replay`]: a broker that says everything again; [`disk`]: file systems of a test's own.
 //! - [`table`]: the document.
 //!
@@ -11,9 +12,11 @@
 mod disk;
 mod judge;
 mod link;
+mod manner;
 pub mod points;
 mod replay;
 mod rows;
+mod schedule;
 mod table;
 mod walk;
 mod world;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::disk::{self, can_mount};
+use super::disk::{self, AGENT_DISK_MIB, BROKER_DISK_MIB, CONTROLLER_DISK_KIB, can_mount};
 use super::judge::Tally;
 use super::link::{Line, Link};
 use super::points;
@@ -269,7 +269,7 @@ rows! {
     };
     disk_full_at_the_controller: "the controller's disk is full to the last byte, then has room again", |row| {
         if can_mount(row.name) {
-            full_disk(row, "controller", 24 * 1024);
+            full_disk(row, "controller", CONTROLLER_DISK_KIB);
         }
     };
     clock_of_the_agent_jumps: "the agent's clock jumps by an hour and by 400 days, forward and back", |row| {
@@ -285,8 +285,7 @@ rows! {
         world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
-        // A new journal is a new incarnation: what the old one held is unknown, and never run again.
-        world.excuse("unknown", 1);
+        // A new journal is a new incarnation, and what runs is taken up by its folder.
         let before = world.agent(1).unwrap();
         std::fs::remove_file(world.agent_dir(1).join("state/journal.redb")).unwrap();
         world.kill_and_wait("local-1");
@@ -300,7 +299,6 @@ rows! {
         world.wait_for_all_ends();
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
-        world.excuse("unknown", 1);
         let journal = world.agent_dir(1).join("state/journal.redb");
         let before = world.agent(1).unwrap();
         std::fs::write(&journal, vec![0x5a; 5_000]).unwrap();
@@ -480,9 +478,6 @@ fn dropped_by_the_kernel(row: &Row) {
     judged(row, world);
 }
 
-/// An agent admits runs only with room for each slot's output and result beside what it keeps free.
-const AGENT_DISK_MIB: u32 = 640;
-
 fn full_disk(row: &Row, part: &str, kib: u32) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let small = tempfile::tempdir().unwrap();
@@ -533,19 +528,14 @@ fn clocks(row: &Row, program: &str, expired: u64) {
 fn cut_power_of_the_broker(row: &Row) {
     let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
     let images = tempfile::tempdir().unwrap();
-    let mut all = vec![disk::Image::make(images.path(), 48)];
+    let mut all = vec![disk::Image::make(images.path(), BROKER_DISK_MIB)];
     let store = dir.path().join("up/jetstream");
     disk::lead(&store, &all[0].at);
     let mut world = World::in_folder(dir, 2, 19);
     for _ in 0..3 {
         world.some_jobs(3);
         world.submit(Kind::Lines, 2);
-        let pid = world.up.pid_of("nats-server").unwrap();
-        send(pid, Signal::SIGSTOP);
-        let cut = all[all.len() - 1].cut();
-        disk::lead(&world.store(), &cut.at);
-        all.push(cut);
-        world.kill_and_wait("nats-server");
+        disk::cut_power_of_broker(&mut world, &mut all);
     }
     judged(row, world);
 }
@@ -561,24 +551,8 @@ fn cut_power_of_the_agent(row: &Row) {
         world.some_jobs(3);
         world.submit(Kind::Lines, 1);
         world.wait_for_start();
-        // Everything on that host stops at one instant; then it is another boot.
-        let mut host = world.pids(Process::Keeper);
-        host.extend(world.pids(Process::Agent));
-        host.extend(world.pids(Process::Launcher));
-        for pid in &host {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGSTOP);
-        }
-        let cut = all[all.len() - 1].cut();
-        disk::lead(&world.agent_dir(1).join("state"), &cut.at);
-        all.push(cut);
-        world.points.set("boot_id", &format!("boot-{boot}"));
         world.excuse("interrupted", 4);
-        for pid in &host {
-            // A keeper's death is the end of its whole tree.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
-        }
-        eventually("the host is dead", || host.iter().all(|pid| !lives(*pid)).then_some(()));
-        world.struck();
+        disk::cut_power_of_agents(&mut world, &mut all, boot);
         world.wait_for_end();
     }
     judged(row, world);
@@ -598,8 +572,7 @@ fn roll_journal_back(row: &Row) {
     world.wait_for_all_ends();
     world.submit(Kind::Lines, 1);
     world.wait_for_start();
-    // The copy does not know what runs; it is unknown, and never run again.
-    world.excuse("unknown", 1);
+    // The copy does not know what runs; its folder does, and it is never run again.
     let before = world.agent(1).unwrap();
     assert_eq!(world.up.pid_of("local-1"), Some(pid), "the same process all the time");
     send(pid, Signal::SIGSTOP);

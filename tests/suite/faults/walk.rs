@@ -4,9 +4,8 @@
 //! `SALLY_SEED=N` carries out the one schedule of that seed: the same jobs and faults in the same order and with
 //! the same pauses; what the processes do meanwhile is theirs.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,185 +14,190 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::disk::{self, AGENT_DISK_MIB, BROKER_DISK_MIB, CONTROLLER_DISK_KIB};
 use super::judge::Tally;
-use super::points::{AGENT, CONTROLLER, OTHER, Points};
+use super::points::Points;
 use super::replay::Replay;
 use super::rows::Row;
+use super::schedule::{AGENTS, Disk, Fault, Schedule, Step};
 use super::table;
 use super::world::{Process, World};
-use crate::effects::{Kind, Random, seed};
+use crate::effects::seed;
 
 /// How long the walk goes on in a test run. A schedule that has begun is carried to its end.
 const WALK: Duration = Duration::from_secs(30);
 /// Schedules at the same time for each processor: they wait most of the time.
 const WORKERS_A_PROCESSOR: usize = 2;
-const AGENTS: u64 = 2;
-/// Between two steps, in milliseconds.
-const GAP_MS: (u64, u64) = (0, 120);
 /// Failures after which a walk ends early.
 const ENOUGH: usize = 5;
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    /// Whoever comes by a point dies there.
-    Abort {
-        point: &'static str,
-        nth: u64,
-    },
-    /// Whoever comes by a point stands still until another process has been killed.
-    Ambush {
-        point: &'static str,
-        victim: Process,
-    },
-    Kill {
-        victim: Process,
-        choice: u64,
-    },
-    Freeze {
-        victim: Process,
-        choice: u64,
-        ms: u64,
-    },
-    StoreErased,
-    /// The broker gets back the copy of its storage that was taken at the beginning.
-    StoreRolledBack,
-    Repeat {
-        times: u64,
-        seed: u64,
-    },
-    Clock {
-        program: &'static str,
-        hours: i64,
-    },
-    DiskError {
-        point: &'static str,
-        nth: u64,
-    },
+/// File systems that a schedule wants, and what is done to them.
+struct Disks {
+    small: Option<PathBuf>,
+    images: Vec<disk::Image>,
+    _folder: tempfile::TempDir,
+    _mounted: Option<disk::Mounted>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Job(Kind, u64),
-    Fault(Fault),
-}
-
-/// What is done, and how long to wait before each step, in milliseconds.
-pub struct Schedule {
-    seed: u64,
-    steps: Vec<(u64, Step)>,
-}
-
-impl fmt::Display for Schedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "SALLY_SEED={}", self.seed)?;
-        self.steps.iter().try_for_each(|(pause, step)| writeln!(f, "  +{pause} ms {step:?}"))
-    }
-}
-
-fn pick<T: Copy>(random: &mut Random, all: &[T]) -> T {
-    all[random.below(all.len() as u64) as usize]
-}
-
-impl Fault {
-    fn draw(random: &mut Random) -> Fault {
-        let points = [AGENT, CONTROLLER, OTHER].concat();
-        let can_die: Vec<_> = points.iter().copied().filter(|p| !p.ends_with(".commit")).collect();
-        match random.below(12) {
-            0..=2 => Fault::Abort { point: pick(random, &can_die), nth: 1 + random.below(4) },
-            3..=4 => Fault::Ambush { point: pick(random, &can_die), victim: pick(random, &Process::ALL) },
-            5..=6 => Fault::Kill { victim: pick(random, &Process::ALL), choice: random.next() },
-            7 => {
-                let (victim, choice) = (pick(random, &Process::ALL), random.next());
-                Fault::Freeze { victim, choice, ms: 100 + random.below(1_400) }
+impl Disks {
+    /// Prepares the folder of a world. Without root there are none, and their faults do not strike.
+    fn prepare(wanted: Option<Disk>, world: &Path) -> Disks {
+        let folder = tempfile::tempdir().unwrap();
+        let mut disks = Disks { small: None, images: Vec::new(), _folder: folder, _mounted: None };
+        let Some(wanted) = wanted.filter(|_| disk::can_mount("a schedule with a disk of its own")) else {
+            return disks;
+        };
+        let at = disks._folder.path();
+        let part = match wanted {
+            Disk::SmallOfAgent | Disk::ImageOfAgent => "agents/local-1/state",
+            Disk::SmallOfController => "controller",
+            Disk::ImageOfBroker => "jetstream",
+        };
+        let from = world.join("up").join(part);
+        match wanted {
+            Disk::SmallOfAgent | Disk::SmallOfController => {
+                let agent = wanted == Disk::SmallOfAgent;
+                let kib = if agent { AGENT_DISK_MIB * 1024 } else { CONTROLLER_DISK_KIB };
+                disks._mounted = Some(disk::tmpfs(at, kib));
+                disk::lead(&from, at);
+                disks.small = Some(at.to_owned());
             }
-            8 => pick(random, &[Fault::StoreErased, Fault::StoreRolledBack]),
-            9 => Fault::Repeat { times: 1 + random.below(4), seed: random.next() },
-            10 => {
-                let program = pick(random, &["sally", "sally-agent"]);
-                Fault::Clock { program, hours: pick(random, &[-20, -1, 1, 5]) }
-            }
-            _ => {
-                let point = pick(random, &["agent.journal.commit", "controller.ledger.commit"]);
-                Fault::DiskError { point, nth: 1 + random.below(5) }
+            Disk::ImageOfAgent | Disk::ImageOfBroker => {
+                let agent = wanted == Disk::ImageOfAgent;
+                let image = disk::Image::make(at, if agent { AGENT_DISK_MIB } else { BROKER_DISK_MIB });
+                disk::lead(&from, &image.at);
+                disks.images.push(image);
             }
         }
+        disks
     }
+}
+
+/// A schedule that is carried out.
+struct Walk<'a> {
+    schedule: &'a Schedule,
+    world: World,
+    disks: Disks,
+    copy: Option<PathBuf>,
+    replay: Option<Replay>,
+    over: Arc<AtomicBool>,
+    ambushes: Vec<JoinHandle<bool>>,
+    armed: Vec<&'static str>,
+    boots: u64,
 }
 
 impl Schedule {
-    fn draw(seed: u64) -> Schedule {
-        let mut random = Random::new(seed);
-        let mut steps = Vec::new();
-        let faults = 1 + random.below(4);
-        let jobs = 6 + random.below(5);
-        for _ in 0..jobs {
-            let kind = pick(&mut random, &[Kind::Instant, Kind::Instant, Kind::Short, Kind::Large]);
-            steps.push(Step::Job(kind, 1 + random.below(AGENTS)));
-        }
-        for _ in 0..faults {
-            let at = random.below(steps.len() as u64) as usize;
-            let fault = Fault::draw(&mut random);
-            steps.insert(at, Step::Fault(fault));
-        }
-        let steps = steps.into_iter().map(|step| (random.between(GAP_MS).as_millis() as u64, step));
-        Schedule { seed, steps: steps.collect() }
-    }
-
     fn run(&self) -> (Tally, Vec<String>) {
-        let mut world = World::new(AGENTS, self.seed);
+        let dir = tempfile::Builder::new().prefix("sally-").tempdir().unwrap();
+        let disks = Disks::prepare(self.disk, dir.path());
+        let world = World::in_folder(dir, AGENTS, self.seed);
         let has = |wanted: fn(&Fault) -> bool| {
             self.steps.iter().any(|(_, s)| matches!(s, Step::Fault(f) if wanted(f)))
         };
         let copy = has(|f| matches!(f, Fault::StoreRolledBack)).then(|| world.copy_of_store("first"));
         let replay = has(|f| matches!(f, Fault::Repeat { .. })).then(|| Replay::listen(&world));
-        let over = Arc::new(AtomicBool::new(false));
-        let mut ambushes = Vec::new();
-        let mut armed = Vec::new();
+        let mut walk = Walk {
+            schedule: self,
+            world,
+            disks,
+            copy,
+            replay,
+            over: Arc::new(AtomicBool::new(false)),
+            ambushes: Vec::new(),
+            armed: Vec::new(),
+            boots: 0,
+        };
         for (pause, step) in &self.steps {
             std::thread::sleep(Duration::from_millis(*pause));
-            match *step {
-                Step::Job(kind, agent) => drop(world.submit(kind, agent)),
-                Step::Fault(Fault::Abort { point, nth }) => {
-                    world.points.arm(point, &format!("abort:{nth}"));
-                    armed.push(point);
+            walk.step(*step);
+        }
+        walk.judge()
+    }
+}
+
+impl Walk<'_> {
+    fn step(&mut self, step: Step) {
+        let world = &mut self.world;
+        match step {
+            Step::Job(manner, kind, agent) => drop(world.submit_in(manner, kind, agent)),
+            Step::Cancel(number) => world.cancel_number(number),
+            Step::Drain(agent) => world.drain(agent),
+            Step::Resume(agent) => world.resume(agent),
+            Step::Fault(fault) => self.strike(fault),
+        }
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        let world = &mut self.world;
+        match fault {
+            Fault::Abort { point, nth } => {
+                world.points.arm(point, &format!("abort:{nth}"));
+                self.armed.push(point);
+            }
+            Fault::DiskError { point, nth } => {
+                world.points.arm(point, &format!("error:{nth}"));
+                self.armed.push(point);
+            }
+            Fault::Ambush { point, victim } => {
+                world.points.arm(point, "pause");
+                if victim == Process::Keeper {
+                    world.excuse("interrupted", 1);
                 }
-                Step::Fault(Fault::DiskError { point, nth }) => {
-                    world.points.arm(point, &format!("error:{nth}"));
-                    armed.push(point);
+                self.ambushes.push(ambush(world, point, victim, self.over.clone()));
+            }
+            Fault::Kill { victim, choice } => {
+                world.kill_one(victim, choice);
+                if victim == Process::Keeper {
+                    world.excuse("interrupted", 1);
                 }
-                Step::Fault(Fault::Ambush { point, victim }) => {
-                    world.points.arm(point, "pause");
-                    if victim == Process::Keeper {
-                        world.excuse("interrupted", 1);
-                    }
-                    ambushes.push(ambush(&world, point, victim, over.clone()));
+            }
+            Fault::Freeze { victim, choice, ms } => {
+                let all = world.pids(victim);
+                if let Some(pid) = all.get((choice % all.len().max(1) as u64) as usize) {
+                    world.freeze(*pid, Duration::from_millis(ms));
                 }
-                Step::Fault(Fault::Kill { victim, choice }) => {
-                    world.kill_one(victim, choice);
-                    if victim == Process::Keeper {
-                        world.excuse("interrupted", 1);
-                    }
-                }
-                Step::Fault(Fault::Freeze { victim, choice, ms }) => {
-                    let all = world.pids(victim);
-                    if let Some(pid) = all.get((choice % all.len().max(1) as u64) as usize) {
-                        world.freeze(*pid, Duration::from_millis(ms));
-                    }
-                }
-                Step::Fault(Fault::StoreErased) => world.replace_store(None),
-                Step::Fault(Fault::StoreRolledBack) => world.replace_store(copy.as_deref()),
-                Step::Fault(Fault::Repeat { times, seed }) => {
-                    if let Some(replay) = &replay {
-                        replay.again(u32::try_from(times).unwrap(), seed);
-                        world.struck();
-                    }
-                }
-                Step::Fault(Fault::Clock { program, hours }) => {
-                    world.points.clock(program, hours * 3_600_000);
+            }
+            Fault::StoreErased => world.replace_store(None),
+            Fault::StoreRolledBack => world.replace_store(self.copy.as_deref()),
+            Fault::Repeat { times, seed } => {
+                if let Some(replay) = &self.replay {
+                    replay.again(u32::try_from(times).unwrap(), seed);
                     world.struck();
                 }
             }
+            Fault::Clock { program, hours } => {
+                world.points.clock(program, hours * 3_600_000);
+                world.struck();
+            }
+            Fault::JournalLost { agent } => {
+                // Whatever the agent held may be known to nobody now.
+                world.excuse("unknown", world.jobs());
+                let _ = std::fs::remove_file(world.agent_dir(agent).join("state/journal.redb"));
+                world.kill_and_wait(&format!("local-{agent}"));
+            }
+            Fault::DiskFull { ms } => {
+                let Some(small) = &self.disks.small else { return };
+                let full = disk::fill(small);
+                world.struck();
+                // What found no room for its output or its result has failed, and says so.
+                world.excuse("failed", self.schedule.steps.len() as u64);
+                std::thread::sleep(Duration::from_millis(ms));
+                drop(full);
+            }
+            Fault::PowerCut if self.disks.images.is_empty() => {}
+            Fault::PowerCut if self.schedule.disk == Some(Disk::ImageOfBroker) => {
+                disk::cut_power_of_broker(world, &mut self.disks.images);
+            }
+            Fault::PowerCut => {
+                world.excuse("interrupted", world.jobs());
+                self.boots += 1;
+                disk::cut_power_of_agents(world, &mut self.disks.images, self.boots);
+            }
         }
+    }
+
+    fn judge(self) -> (Tally, Vec<String>) {
+        let Walk { mut world, disks, replay, over, ambushes, armed, .. } = self;
         over.store(true, Ordering::Relaxed);
         let ambushed =
             ambushes.into_iter().filter_map(|thread| thread.join().ok()).filter(|hit| *hit).count();
@@ -202,7 +206,9 @@ impl Schedule {
             world.struck();
         }
         drop(replay);
-        world.judge()
+        let verdict = world.judge();
+        drop(disks);
+        verdict
     }
 }
 
@@ -289,13 +295,4 @@ pub fn walk(row: &Row) {
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
-}
-
-#[test]
-fn a_seed_is_a_schedule() {
-    for seed in 0..200 {
-        let text = Schedule::draw(seed).to_string();
-        assert_eq!(text, Schedule::draw(seed).to_string());
-        assert!(text.contains("Fault("), "{text}");
-    }
 }

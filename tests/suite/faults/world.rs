@@ -1,6 +1,6 @@
 //! One `up` with its world: jobs to be done, faults to be suffered, a judge at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,10 +23,14 @@ pub struct World {
     pub effects: Effects,
     pub agents: u64,
     token: String,
-    accepted: Vec<Accepted>,
+    pub(super) accepted: Vec<Accepted>,
     excuses: Excuses,
     struck: u64,
-    numbers: u64,
+    pub(super) numbers: u64,
+    /// Numbers of jobs that were cancelled before they were submitted.
+    pub(super) cancelled_ahead: BTreeSet<u64>,
+    /// Numbers of jobs of which the latest alone counts, by agent.
+    pub(super) latest_only: BTreeMap<u64, Vec<u64>>,
     /// Which jobs go where; the same for the same seed.
     pub random: Random,
 }
@@ -55,6 +59,11 @@ impl World {
     /// In a folder that may be prepared: a file system of its own for some part.
     pub fn in_folder(dir: tempfile::TempDir, agents: u64, seed: u64) -> World {
         World::of_program(&programs().join("sally"), dir, agents, seed, &[])
+    }
+
+    /// How many jobs there are so far.
+    pub fn jobs(&self) -> u64 {
+        self.numbers
     }
 
     /// The same of another `sally`, with more arguments.
@@ -86,6 +95,8 @@ impl World {
             excuses: Excuses::new(),
             struck: 0,
             numbers: 0,
+            cancelled_ahead: BTreeSet::new(),
+            latest_only: BTreeMap::new(),
             random: Random::new(seed),
         }
     }
@@ -129,7 +140,9 @@ impl World {
         let id = eventually("a submission is answered", || self.try_submit(kind, target, more));
         self.numbers += 1;
         let job = Job { number: self.numbers, kind };
-        self.accepted.push(Accepted { job, id: id.clone(), targets });
+        let cancelled_ahead = self.cancelled_ahead.contains(&self.numbers);
+        let may_be = if cancelled_ahead { vec!["cancelled"] } else { Vec::new() };
+        self.accepted.push(Accepted { job, id: id.clone(), targets, may_be, tries: 1, cancelled_ahead });
         id
     }
 
@@ -222,6 +235,12 @@ impl World {
     /// Living processes of a kind.
     pub fn pids(&self, process: Process) -> Vec<i32> {
         self.victims()(process)
+    }
+
+    /// Every process of an agent, but not those of its scripts.
+    pub fn pids_on_agents_host(&self) -> Vec<i32> {
+        let all = processes(&self.token).into_iter();
+        all.filter(|(_, name)| name.starts_with("sally-")).map(|(pid, _)| pid).collect()
     }
 
     /// The same for another thread.

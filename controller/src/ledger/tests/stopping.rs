@@ -197,3 +197,24 @@ async fn drains_are_remembered() {
     let ledger = open(&dir).await;
     assert_eq!(ledger.drained().await.unwrap(), [names[0].clone(), names[2].clone()]);
 }
+
+#[tokio::test]
+async fn what_was_sent_before_the_clock_was_set_back_is_silent_and_in_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir).await;
+    let agent = Who::new(0);
+    let hour = 3_600_000;
+    let new = NewJob { expires_ms: 100 * hour, ..new_job("a", 10 * hour, vec![agent.target()]) };
+    let run = created(&ledger, new).await.id.run(0);
+    ledger.dispatch(vec![agent.mark(&run, 1, 10 * hour)]).await.unwrap();
+    let silent = async |since| !ledger.silent(since, 9).await.unwrap().is_empty();
+    assert!(silent(10 * hour).await && silent(9 * hour).await);
+    assert!(!silent(10 * hour - 1).await && !silent(10 * hour - SET_BACK_MS).await, "it was sent just now");
+    ledger.started(agent.start(&run, 1, 10 * hour)).await.unwrap();
+    let doubt = async |since| {
+        let (zone, name) = (&agent.zone, &agent.name);
+        !ledger.in_doubt(zone, name, agent.incarnation, since, 9).await.unwrap().is_empty()
+    };
+    assert!(doubt(10 * hour).await && doubt(9 * hour).await);
+    assert!(!doubt(10 * hour - 1).await);
+}
