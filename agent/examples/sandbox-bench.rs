@@ -138,6 +138,8 @@ fn plan(argv: &[&str], profile: Profile) -> Plan {
         run: "bench".into(),
         attempt: 1,
         profile,
+        defined: None,
+        user: None,
         program: Program::Command,
         argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
@@ -145,6 +147,7 @@ fn plan(argv: &[&str], profile: Profile) -> Plan {
         grace_ms: 1000,
         exit_grace_ms: 250,
         limits: Limits::default(),
+        keep_bytes: 0,
         require: vec![],
     }
 }

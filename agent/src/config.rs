@@ -9,17 +9,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sally_common::key::SigningKey;
-use sally_common::name::{Agent, Zone};
+use sally_common::name::{Agent, ProfileName, Zone};
 use sally_common::selector::Labels;
 use sally_common::settings::Problem;
 use sally_common::settings::layers::Layers;
 use sally_common::subject::Prefix;
 use sally_common::trust::TrustList;
-use sally_common::wire::order::Profile;
+use sally_common::wire::order::is_account_name;
 use serde::Deserialize;
 
 use crate::delivery::room::Storage;
-use crate::sandbox::Limits;
+use crate::kept::KeepBounds;
+use crate::sandbox::{Definitions, Limits};
 
 /// Slots when none are configured: scripts mostly wait for something.
 pub const DEFAULT_SLOTS: u16 = 4;
@@ -55,6 +56,10 @@ struct Written {
     #[serde(default)]
     profiles: Option<Vec<String>>,
     #[serde(default)]
+    profiles_dir: Option<PathBuf>,
+    #[serde(default)]
+    users: Vec<String>,
+    #[serde(default)]
     heartbeat_s: Option<u32>,
     #[serde(default)]
     launcher_socket: Option<PathBuf>,
@@ -69,6 +74,8 @@ struct Written {
     #[serde(default)]
     storage: WrittenStorage,
     #[serde(default)]
+    keep: WrittenKeep,
+    #[serde(default)]
     limits: BTreeMap<String, u64>,
 }
 
@@ -79,6 +86,14 @@ struct WrittenStorage {
     min_free_bytes: Option<u64>,
     log_reserve_bytes: Option<u64>,
     spool_max_age_days: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenKeep {
+    max_bytes: Option<u64>,
+    run_bytes: Option<u64>,
+    max_age_days: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,7 +127,11 @@ pub struct Config {
     /// Runs at the same time.
     pub slots: u16,
     /// Profiles that the policy allows.
-    pub profiles: Vec<Profile>,
+    pub profiles: Vec<ProfileName>,
+    /// The folder of the operator's profiles. A launcher that somebody else starts has its own.
+    pub profiles_dir: PathBuf,
+    /// Accounts that a task may ask to run as.
+    pub users: Vec<String>,
     /// Seconds between heartbeats.
     pub heartbeat_s: u32,
     /// The launcher's socket, and whether it was configured. If it was not, the agent starts a launcher itself.
@@ -129,6 +148,8 @@ pub struct Config {
     pub script_env: BTreeMap<String, String>,
     /// Bounds of what the agent keeps on disk.
     pub storage: Storage,
+    /// Bounds of work folders that are kept.
+    pub keep: KeepBounds,
     /// How much every script may use.
     pub limits: Limits,
 }
@@ -164,6 +185,11 @@ impl Read {
         configured.map_or_else(|| self.state_dir().join(name), |path| self.resolve(path))
     }
 
+    /// The folder of the operator's profiles: beside the main file unless another place is configured.
+    fn profiles_dir(&self) -> PathBuf {
+        self.resolve(self.written.profiles_dir.as_deref().unwrap_or(Path::new(schema::PROFILES_DIR)))
+    }
+
     fn files(&self) -> Files {
         let written = &self.written;
         Files {
@@ -195,7 +221,7 @@ pub fn layers(path: &Path) -> Layers {
 
 /// Checks what was read. Problems are noted in its layers; without any there is a configuration.
 fn check(read: &mut Read) -> Option<Config> {
-    let (files, state_dir) = (read.files(), read.state_dir());
+    let (files, state_dir, profiles_dir) = (read.files(), read.state_dir(), read.profiles_dir());
     let socket = read.written.launcher_socket.clone().map(|path| read.resolve(&path));
     let ca_file = read.written.ca_file.clone().map(|path| read.resolve(&path));
     let Read { layers, written, .. } = read;
@@ -208,6 +234,13 @@ fn check(read: &mut Read) -> Option<Config> {
     let key = SigningKey::read(&files.key).map_err(|e| note("key", e.to_string())).ok();
     let trust = read_trust(&files.trust).map_err(|e| note("trust", e)).ok();
     let profiles = profiles(written, &mut note);
+    if socket.is_none() {
+        check_definitions(&profiles, &profiles_dir, &mut note);
+    }
+    for user in written.users.iter().filter(|user| !is_account_name(user)) {
+        note("users", format!("\"{}\" cannot be the name of an account", sally_common::name::show(user)));
+    }
+    let keep = check_keep(&written.keep, &mut note);
     let storage = check_storage(&written.storage).map_err(|(key, e)| note(key, e)).ok();
     let limits = limits(&written.limits, &mut note);
     if let Err(e) = std::fs::metadata(&files.creds) {
@@ -227,14 +260,43 @@ fn check(read: &mut Read) -> Option<Config> {
         prefix: prefix?,
         slots: written.slots.unwrap_or(DEFAULT_SLOTS),
         profiles,
+        profiles_dir,
+        users: written.users.clone(),
         heartbeat_s: written.heartbeat_s.unwrap_or(DEFAULT_HEARTBEAT_S),
         ca_file,
         tls_first: written.tls_first,
         labels: written.labels.clone(),
         script_env: written.script.env.clone(),
         storage: storage?,
+        keep,
         limits,
     })
+}
+
+/// The definitions that are allowed must be there and good. A launcher that somebody else starts has its own, which this
+/// account may not be allowed to read.
+fn check_definitions(profiles: &[ProfileName], dir: &Path, note: &mut impl FnMut(&str, String)) {
+    let definitions = Definitions::read(dir);
+    definitions.problems.iter().for_each(|problem| note("profiles_dir", problem.clone()));
+    for name in profiles.iter().filter(|name| !name.is_built_in()) {
+        let _ = definitions.get(name).map_err(|problem| note("profiles", problem));
+    }
+}
+
+fn check_keep(written: &WrittenKeep, note: &mut impl FnMut(&str, String)) -> KeepBounds {
+    let default = KeepBounds::default();
+    let bounds = KeepBounds {
+        max_bytes: written.max_bytes.unwrap_or(default.max_bytes),
+        run_bytes: written.run_bytes.unwrap_or(default.run_bytes),
+        max_age_ms: written
+            .max_age_days
+            .map_or(default.max_age_ms, |days| i64::from(days) * 24 * 3600 * 1000),
+    };
+    if bounds.run_bytes > bounds.max_bytes {
+        let (run, max) = (bounds.run_bytes, bounds.max_bytes);
+        note("keep.run_bytes", format!("{run} is more than max_bytes = {max}, the bound of all together"));
+    }
+    bounds
 }
 
 fn check_storage(written: &WrittenStorage) -> Result<Storage, (&'static str, String)> {
@@ -266,7 +328,11 @@ pub struct ScriptPolicy {
     /// Its zone.
     pub zone: Zone,
     /// Profiles that are allowed.
-    pub profiles: Vec<Profile>,
+    pub profiles: Vec<ProfileName>,
+    /// The folder of the operator's profiles.
+    pub profiles_dir: PathBuf,
+    /// Accounts that a task may ask to run as.
+    pub users: Vec<String>,
     /// `[script.env]`.
     pub script_env: Vec<(String, String)>,
     /// `[limits]`.
@@ -276,6 +342,7 @@ pub struct ScriptPolicy {
 /// Reads the part of a configuration that is about scripts. Reads no keys, so anyone may who may read the file.
 pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
     let mut read = read(path);
+    let profiles_dir = read.profiles_dir();
     let Read { layers, written, .. } = &mut read;
     let mut note = |key: &str, problem: String| layers.note(key, problem);
     let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
@@ -287,6 +354,8 @@ pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
             name,
             zone,
             profiles,
+            profiles_dir,
+            users: read.written.users,
             script_env: read.written.script.env.into_iter().collect(),
             limits,
         }),
@@ -324,12 +393,12 @@ fn read(path: &Path) -> Read {
     Read { layers, written, path }
 }
 
-fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<Profile> {
+fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<ProfileName> {
     match &written.profiles {
-        None => vec![Profile::Strict],
+        None => vec![ProfileName::default()],
         Some(words) => words
             .iter()
-            .filter_map(|word| word.parse().map_err(|e: String| note("profiles", e)).ok())
+            .filter_map(|word| ProfileName::new(word).map_err(|e| note("profiles", e.to_string())).ok())
             .collect(),
     }
 }
@@ -386,7 +455,7 @@ state_dir = "state"
     #[test]
     fn a_short_file_has_tight_defaults() {
         let config = load_text(GOOD).expect("good");
-        assert_eq!(config.profiles, [Profile::Strict]);
+        assert_eq!(config.profiles, [ProfileName::default()]);
         assert_eq!(config.slots, DEFAULT_SLOTS);
         assert!(config.state_dir.is_absolute() && !config.launcher_is_external);
     }
@@ -408,11 +477,36 @@ state_dir = "state"
     }
 
     #[test]
+    fn an_operators_profile_is_looked_for_beside_the_configuration() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+        write("a.creds", "");
+        write("a.seed", &SigningKey::generate().seed());
+        write("trust.json", r#"{"version":1,"expires_ms":1,"threshold":1,"controllers":[],"callers":[]}"#);
+        let more = "profiles = [\"strict\", \"slow\", \"bad\"]\nusers = [\"-x\"]\n[keep]\nrun_bytes = 2\nmax_bytes = 1\n";
+        write("agent.toml", &format!("{GOOD}{more}"));
+        std::fs::create_dir(dir.path().join("profiles.d")).expect("made");
+        write("profiles.d/slow.toml", "base = \"strict\"\n[limits]\ncpu_percent = 10\n");
+        write("profiles.d/bad.toml", "base = 1\nx = 2\n");
+        let error = load(&dir.path().join("agent.toml")).expect_err("bad").to_string();
+        for part in [
+            "profile bad cannot be used",
+            "base = 1: expected",
+            "x = 2: expected",
+            "\"-x\" cannot be",
+            "keep.run_bytes: 2 is more",
+        ] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        assert!(!error.contains("slow"), "{error}");
+    }
+
+    #[test]
     fn every_problem_is_told_at_once() {
         let text =
-            GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\"]\n";
+            GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\", \"A b\"]\n";
         let error = load_text(&text).expect_err("bad");
-        for part in ["name: ", "key: ", "slots: 0 is not between 1 and 256", "no profile \"root\""] {
+        for part in ["name: ", "key: ", "slots: 0 is not between 1 and 256", "there is no profile root", "\"A b\" is not a profile name"] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

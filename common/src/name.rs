@@ -103,6 +103,27 @@ name_type!(
     /// The name of a person or program that submits.
     User, "user"
 );
+name_type!(
+    /// The name of a level of isolation: one of [`ProfileName::BUILT_IN`], or one that an agent's operator defined.
+    ProfileName, "profile"
+);
+
+impl ProfileName {
+    /// The profiles that every agent knows, from tight to wide. Whether it allows them is another matter.
+    pub const BUILT_IN: [&str; 4] = ["strict", "net", "host", "admin"];
+
+    /// Whether every agent knows it.
+    pub fn is_built_in(&self) -> bool {
+        Self::BUILT_IN.contains(&self.as_str())
+    }
+}
+
+impl Default for ProfileName {
+    /// The tightest: what is meant where none is named.
+    fn default() -> Self {
+        Self(Self::BUILT_IN[0].to_owned())
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,9 +10,10 @@ use sally::client::{Client, Item, SubmitOptions};
 use sally::context::Context;
 use sally_common::clock::now_ms;
 use sally_common::id::RequestId;
+use sally_common::name::ProfileName;
 use sally_common::selector::Targets;
 use sally_common::wire::VERSION;
-use sally_common::wire::order::{Order, Profile, Program, Task};
+use sally_common::wire::order::{Order, Program, Task};
 use sally_common::wire::record::{RunRecord, RunState};
 
 use super::process::{self, LIMIT, Running};
@@ -161,8 +162,10 @@ impl Sally {
                 params: None,
                 stdin: None,
                 secrets: Vec::new(),
-                profile: Profile::Strict,
+                profile: ProfileName::default(),
                 require_layers: Vec::new(),
+                user: None,
+                keep: false,
                 timeout_ms: 3_600_000,
                 grace_ms: 10_000,
                 require_result: false,

@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::{DEFAULT_HEARTBEAT_S, DEFAULT_SLOTS, MAX_SLOTS};
 use crate::delivery::room::Storage;
+use crate::kept::KeepBounds;
 use crate::sandbox::Limits;
 
 /// Where journal, run folders and keys are unless configured.
@@ -18,6 +19,8 @@ pub const CREDS: &str = "agent.creds";
 pub const CURVE_KEY: &str = "curve.seed";
 /// The trust list, in the state folder.
 pub const TRUST: &str = "trust.json";
+/// The operator's profiles, beside the configuration.
+pub const PROFILES_DIR: &str = "profiles.d";
 /// First token of every subject.
 pub const PREFIX: &str = "sally";
 
@@ -36,6 +39,7 @@ pub fn schema() -> Schema {
     let mut keys = identity();
     keys.extend(work());
     keys.extend(storage());
+    keys.extend(keep());
     keys.extend(limits());
     Schema { title, env_prefix: "SALLY_AGENT_", keys }
 }
@@ -76,9 +80,27 @@ fn work() -> Vec<Key> {
     vec![
         Key::new("slots", Kind::Integer(1, MAX_SLOTS.into()), "Runs at the same time.")
             .default(i64::from(DEFAULT_SLOTS)),
-        Key::new("profiles", Kind::Texts, "What the agent allows scripts, from strict, net and host.")
-            .default(vec!["strict"])
-            .reload(),
+        Key::new(
+            "profiles",
+            Kind::Texts,
+            "What the agent allows scripts: strict, net, host, admin, and names of its operator's profiles. Its launcher \
+             must allow them too.",
+        )
+        .default(vec!["strict"])
+        .reload(),
+        Key::new(
+            "profiles_dir",
+            Kind::Path,
+            "Profiles of the operator, NAME.toml each. A launcher that somebody else starts has its own.",
+        )
+        .default(PROFILES_DIR),
+        Key::new(
+            "users",
+            Kind::Texts,
+            "Accounts of this host that a task may ask to run as. The launcher must be root and allow them too.",
+        )
+        .example(vec!["oracle"])
+        .reload(),
         Key::new("heartbeat_s", Kind::Integer(1, 3600), "Seconds between heartbeats.")
             .default(i64::from(DEFAULT_HEARTBEAT_S))
             .reload(),
@@ -122,6 +144,27 @@ fn storage() -> Vec<Key> {
         )
         .default(days)
         .reload(),
+    ]
+}
+
+fn keep() -> Vec<Key> {
+    let usual = KeepBounds::default();
+    let bytes = |name: &str, most: u64, value: u64, help: &str| {
+        Key::new(&format!("keep.{name}"), Kind::Integer(0, most), help)
+            .default(i64::try_from(value).unwrap_or(i64::MAX))
+            .reload()
+    };
+    vec![
+        bytes(
+            "max_bytes",
+            i64::MAX.unsigned_abs(),
+            usual.max_bytes,
+            "Work folders that failed runs with --keep left, bytes together: the oldest go first; 0 keeps none.",
+        ),
+        bytes("run_bytes", Limits::CEILING.work_bytes, usual.run_bytes, "What is kept of one run, bytes."),
+        Key::new("keep.max_age_days", Kind::Integer(1, MANY_DAYS), "Days after which a kept folder is removed.")
+            .default(usual.max_age_ms / (24 * 3600 * 1000))
+            .reload(),
     ]
 }
 

@@ -39,10 +39,14 @@ pub struct Scratch {
 }
 
 /// What a launcher is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Purpose {
     /// The widest profile.
     pub widest: Profile,
+    /// The folder of the operator's profiles.
+    pub profiles_dir: PathBuf,
+    /// Accounts that it allows.
+    pub users: Vec<String>,
     /// Whether its complaints go to standard error.
     pub talks: bool,
 }
@@ -55,7 +59,7 @@ impl Scratch {
     /// The folder cannot be made, or the launcher does not serve.
     pub async fn start(purpose: Purpose) -> Result<Scratch, LocalError> {
         let dir = make_folder(&std::env::temp_dir())?;
-        match start_in(&dir, purpose).await {
+        match start_in(&dir, &purpose).await {
             Ok((child, launcher)) => Ok(Scratch { dir, child, launcher }),
             Err(error) => {
                 remove(&dir);
@@ -82,7 +86,7 @@ impl Drop for Scratch {
     }
 }
 
-async fn start_in(dir: &Path, purpose: Purpose) -> Result<(Child, Launcher), LocalError> {
+async fn start_in(dir: &Path, purpose: &Purpose) -> Result<(Child, Launcher), LocalError> {
     let socket = dir.join("socket");
     let mut child = spawn(dir, &socket, purpose).map_err(LocalError::Launcher)?;
     let until = Instant::now() + START_LIMIT;
@@ -99,11 +103,13 @@ async fn start_in(dir: &Path, purpose: Purpose) -> Result<(Child, Launcher), Loc
     }
 }
 
-fn spawn(dir: &Path, socket: &Path, purpose: Purpose) -> io::Result<Child> {
+fn spawn(dir: &Path, socket: &Path, purpose: &Purpose) -> io::Result<Child> {
     let uid_base = UID_BASE + std::process::id() % UID_COUNT;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("launcher").args(["--slots", "1", "--stop-kills", "--with-parent"]);
     command.args(["--max-profile", purpose.widest.name(), "--uid-base", &uid_base.to_string()]);
+    command.arg("--profiles-dir").arg(&purpose.profiles_dir);
+    command.args(purpose.users.iter().flat_map(|user| ["--allow-user", user]));
     command.arg("--state").arg(dir.join("state")).arg("--box").arg(dir.join("box"));
     command.arg("--socket").arg(socket);
     // Ctrl-C is for this process, which then ends the attempt as it should be ended.

@@ -4,12 +4,12 @@
 //! remembered: no journal, no spool.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sally_common::clock::now_ms;
 use sally_common::id::JobId;
-use sally_common::name::{Agent, Zone};
+use sally_common::name::{Agent, ProfileName, Zone};
 use sally_common::wire::Refusal;
 use sally_common::wire::record::{RunRecord, RunState};
 use sally_common::{duration, params, program};
@@ -22,7 +22,9 @@ use crate::config::{self, ScriptPolicy};
 use crate::runtime::outcome::{self, Ending, Said};
 use crate::runtime::run::conclude::{mask_text, read_said};
 use crate::runtime::run::start::{EXIT_GRACE_MS, start_failed};
-use crate::sandbox::{self, Event, Limits, Plan, Profile, RunFolder, RunInputs, Script};
+use crate::sandbox::{
+    self, Definitions, Event, Layer, Limits, PROFILES_DIR, Plan, RunFolder, RunInputs, Script, Shape,
+};
 use crate::script;
 
 /// Options of `sally-agent test`.
@@ -31,9 +33,18 @@ pub struct TestArgs {
     /// The script or program
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Level of isolation: strict, net or host
+    /// Level of isolation: strict, net, host, admin, or one of --profiles-dir
     #[arg(long, value_name = "PROFILE", default_value = "strict")]
-    pub profile: Profile,
+    pub profile: ProfileName,
+    /// Folder of the operator's profiles [default: that of the configuration, else /etc/sally/profiles.d]
+    #[arg(long, value_name = "DIR")]
+    pub profiles_dir: Option<PathBuf>,
+    /// Run as this account of this host; only as root
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Layers that must be in force, as net,seccomp,cgroup-memory
+    #[arg(long, value_name = "LAYER,…", value_delimiter = ',', value_parser = required_layer)]
+    pub require: Vec<Layer>,
     /// Program that interprets the script: a name or a path inside the sandbox
     #[arg(long, value_name = "NAME")]
     pub interpreter: Option<String>,
@@ -93,6 +104,7 @@ pub struct Tried {
 struct Wanted<'a> {
     args: &'a TestArgs,
     policy: ScriptPolicy,
+    shape: Shape,
     limits: Limits,
     env: Vec<(String, String)>,
     params: Vec<u8>,
@@ -111,7 +123,13 @@ pub async fn run(args: &TestArgs) -> Result<Tried, TrialError> {
     if let Some((reason, message)) = refusal(&wanted) {
         return Ok(Tried { record: rejected(&wanted.head, reason, message), unread: false });
     }
-    let scratch = Scratch::start(Purpose { widest: args.profile, talks: true }).await?;
+    let purpose = Purpose {
+        widest: wanted.shape.profile,
+        profiles_dir: wanted.policy.profiles_dir.clone(),
+        users: args.user.iter().cloned().collect(),
+        talks: true,
+    };
+    let scratch = Scratch::start(purpose).await?;
     try_in(&scratch, &wanted, &mut watch).await
 }
 
@@ -150,7 +168,11 @@ fn conclude(wanted: &Wanted<'_>, folder: &RunFolder, mut seen: Seen) -> std::io:
     let said = read_said(folder, exit.as_ref(), false);
     seen.finish(&said.masks)?;
     let mut ending = match &exit {
-        Some(exit) => outcome::judge(exit, &said, wanted.args.require_result, seen.asked),
+        Some(exit) => {
+            let mut ending = outcome::judge(exit, &said, wanted.args.require_result, seen.asked);
+            outcome::say_what_instead(&mut ending, exit, &folder.stderr_path());
+            ending
+        }
         None => Ending::interrupted("its keeper died under it; it may have run in part"),
     };
     ending.message = ending.message.map(|text| mask_text(&text, &seen.masks));
@@ -163,16 +185,22 @@ fn conclude(wanted: &Wanted<'_>, folder: &RunFolder, mut seen: Seen) -> std::io:
 }
 
 fn read_all(args: &TestArgs) -> Result<Wanted<'_>, String> {
-    let policy = match &args.config {
+    let mut policy = match &args.config {
         Some(path) => config::script_policy(path).map_err(|e| e.to_string())?,
         None => ScriptPolicy {
             name: Agent::new("local").map_err(|e| e.to_string())?,
             zone: Zone::new("local").map_err(|e| e.to_string())?,
-            profiles: Profile::ALL.map(outcome::wire_profile).to_vec(),
+            profiles: vec![args.profile.clone()],
+            profiles_dir: PathBuf::from(PROFILES_DIR),
+            users: args.user.iter().cloned().collect(),
             script_env: Vec::new(),
             limits: Limits::default(),
         },
     };
+    if let Some(dir) = &args.profiles_dir {
+        policy.profiles_dir.clone_from(dir);
+    }
+    let shape = shape(&args.profile, args.user.as_deref(), &policy.profiles_dir)?;
     let mut limits = policy.limits;
     for text in &args.limit {
         let (name, value) = pair(text, "--limit", "memory_bytes=67108864")?;
@@ -209,7 +237,21 @@ fn read_all(args: &TestArgs) -> Result<Wanted<'_>, String> {
     let run = JobId::generate(asked_ms).run(0);
     let head = Head { run, agent: policy.name.clone(), zone: policy.zone.clone(), asked_ms };
     let script = read(&args.file)?;
-    Ok(Wanted { args, policy, limits, env, params: params.into_string().into_bytes(), script, head })
+    Ok(Wanted { args, policy, shape, limits, env, params: params.into_string().into_bytes(), script, head })
+}
+
+/// What a profile's name means on this host.
+fn shape(name: &ProfileName, user: Option<&str>, dir: &Path) -> Result<Shape, String> {
+    let built_in = name.as_str().parse().ok();
+    let profile = match built_in {
+        Some(profile) => profile,
+        None => Definitions::read(dir).get(name)?.base,
+    };
+    Ok(Shape { profile, defined: built_in.is_none().then(|| name.clone()), user: user.map(str::to_owned) })
+}
+
+fn required_layer(text: &str) -> Result<Layer, String> {
+    text.replace('-', "_").parse()
 }
 
 fn pair<'a>(text: &'a str, option: &str, form: &str) -> Result<(&'a str, &'a str), String> {
@@ -220,11 +262,14 @@ fn pair<'a>(text: &'a str, option: &str, form: &str) -> Result<(&'a str, &'a str
 
 /// Why an agent with this policy would refuse it.
 fn refusal(wanted: &Wanted<'_>) -> Option<(Refusal, String)> {
-    let profile = outcome::wire_profile(wanted.args.profile);
-    if !wanted.policy.profiles.contains(&profile) {
-        let allowed: Vec<_> = wanted.policy.profiles.iter().map(|p| p.word()).collect();
+    let (profile, policy) = (&wanted.args.profile, &wanted.policy);
+    if !policy.profiles.contains(profile) {
+        let allowed: Vec<_> = policy.profiles.iter().map(|p| p.as_str()).collect();
         let message = format!("profile {profile} is not allowed here, only {}", allowed.join(", "));
         return Some((Refusal::Policy, message));
+    }
+    if let Some(user) = wanted.args.user.as_ref().filter(|user| !policy.users.contains(user)) {
+        return Some((Refusal::Policy, format!("running as {user} is not allowed here")));
     }
     let interpreted = wanted.args.interpreter.is_some();
     let host = program::Machine::current().filter(|_| !interpreted);
@@ -244,7 +289,7 @@ fn rejected(head: &Head, reason: Refusal, message: String) -> RunRecord {
 
 fn plan(wanted: &Wanted<'_>, scratch: &Scratch) -> Result<Plan, String> {
     let (args, head) = (wanted.args, &wanted.head);
-    let paths = scratch.launcher().box_paths(args.profile);
+    let paths = scratch.launcher().box_paths(wanted.shape.profile);
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
     let timeout_ms = duration::ms(args.timeout);
     let deadline_ms = now_ms().saturating_add(i64::try_from(timeout_ms).unwrap_or(i64::MAX));
@@ -270,7 +315,9 @@ fn plan(wanted: &Wanted<'_>, scratch: &Scratch) -> Result<Plan, String> {
         v: sandbox::PLAN_VERSION,
         run: head.run.to_string(),
         attempt: 1,
-        profile: args.profile,
+        profile: wanted.shape.profile,
+        defined: wanted.shape.defined.clone(),
+        user: wanted.shape.user.clone(),
         program: sandbox::Program::Script { interpreter: args.interpreter.clone() },
         argv: args.args.clone(),
         env,
@@ -278,7 +325,8 @@ fn plan(wanted: &Wanted<'_>, scratch: &Scratch) -> Result<Plan, String> {
         grace_ms: duration::ms(args.grace),
         exit_grace_ms: EXIT_GRACE_MS,
         limits: Limits { result_bytes: script::ResultLimits::default().stream_bytes, ..wanted.limits },
-        require: Vec::new(),
+        keep_bytes: 0,
+        require: args.require.clone(),
     })
 }
 

@@ -29,11 +29,15 @@ pub fn boot_id() -> String {
 
 /// What the sandbox can do here.
 pub fn ability(shared: &Shared) -> SandboxAbility {
-    let mode = match shared.launcher.info().mode {
+    let info = shared.launcher.info();
+    let mode = match info.mode {
         Mode::Root => "root",
         Mode::User => "user",
     };
-    SandboxAbility { mode: mode.to_owned(), profiles: shared.config.profiles.clone() }
+    // What both allow, agent and launcher.
+    let profiles = shared.config.profiles.iter().filter(|name| info.allowed(name).is_ok());
+    let users = shared.config.users.iter().filter(|user| info.users.contains(user));
+    SandboxAbility::new(mode.to_owned(), profiles.cloned().collect(), users.cloned().collect())
 }
 
 /// Free bytes for an ordinary user where this path is.

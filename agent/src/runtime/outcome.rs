@@ -1,13 +1,16 @@
 //! How an attempt ended: from exit record and script result to what the controller is told. Pure.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
+
+use sally_common::name::ProfileName;
 use sally_common::wire::record::{
     Artifact, Failure, LayerState, Progress, ResultError, ResultState, RunState, Usage,
 };
 use sally_common::wire::report::SandboxReport;
 use serde_json::value::RawValue;
 
-use crate::sandbox::{ExitRecord, Hold, LimitHit, LimitName, Outcome};
+use crate::sandbox::{ExitRecord, Hold, LimitHit, LimitName, Outcome, Profile};
 use crate::script;
 
 /// The end of an attempt, without its output.
@@ -63,6 +66,40 @@ pub fn judge(
         Some(hit) if by_itself && (hit.ended || own_failure(&ending)) => limited(ending, hit),
         _ => ending,
     }
+}
+
+/// How much of the end of standard error is looked at for [`say_what_instead`].
+const TAIL_BYTES: u64 = 4096;
+
+/// Programs that gain privileges, and say so at the start of a line when they cannot.
+const PRIVILEGED: [&str; 3] = ["sudo", "su", "doas"];
+
+/// Adds to a run that failed after `sudo` or its like complained what to use instead: nothing gains privileges inside.
+pub fn say_what_instead(ending: &mut Ending, record: &ExitRecord, stderr: &Path) {
+    if record.profile == Profile::Admin || ending.reason.as_deref() != Some("exit-code") {
+        return;
+    }
+    let tail = tail_of(stderr).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&tail);
+    let complains = |program: &&str| {
+        tail.lines().any(|line| line.strip_prefix(*program).is_some_and(|rest| rest.starts_with(": ")))
+    };
+    let Some(program) = PRIVILEGED.into_iter().find(complains) else { return };
+    let message = ending.message.get_or_insert_default();
+    message.push_str(&format!(
+        "; {program} cannot gain privileges inside, by design: ask for an account with --user NAME, or for root with \
+         --profile admin, where the agent allows it"
+    ));
+}
+
+fn tail_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let mut file = std::fs::File::open(path)?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Whether the run failed by its exit code or a signal, without a word of its own about why.
@@ -219,7 +256,7 @@ pub fn sandbox_report(record: &ExitRecord) -> SandboxReport {
         Hold::Absent => LayerState::Absent,
     };
     SandboxReport {
-        profile: wire_profile(record.profile),
+        profile: profile_name(record),
         uid: record.uid,
         layers: record.layers.iter().map(|(layer, hold)| (layer.name().to_owned(), state(hold))).collect(),
     }
@@ -234,35 +271,19 @@ pub fn usage(record: &ExitRecord) -> Usage {
     }
 }
 
-/// The sandbox's profile as the wire names it.
-pub fn wire_profile(profile: crate::sandbox::Profile) -> sally_common::wire::order::Profile {
-    use crate::sandbox::Profile as Inner;
-    use sally_common::wire::order::Profile;
-    match profile {
-        Inner::Strict => Profile::Strict,
-        Inner::Net => Profile::Net,
-        Inner::Host => Profile::Host,
-    }
-}
-
-/// The wire's profile as the sandbox names it.
-pub fn inner_profile(profile: sally_common::wire::order::Profile) -> crate::sandbox::Profile {
-    use crate::sandbox::Profile as Inner;
-    use sally_common::wire::order::Profile;
-    match profile {
-        Profile::Strict => Inner::Strict,
-        Profile::Net => Inner::Net,
-        Profile::Host => Inner::Host,
-    }
+/// The profile's name as the wire has it: its operator's, if it is one.
+pub fn profile_name(record: &ExitRecord) -> ProfileName {
+    record.defined.clone().unwrap_or_else(|| record.profile.to_name())
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::sandbox::{Layers, Profile, RECORD_VERSION, StreamCount};
+    use crate::sandbox::{Layers, RECORD_VERSION, StreamCount};
 
-    fn ending(outcome: Outcome, limit: Option<LimitHit>) -> Ending {
-        let record = ExitRecord {
+    fn record(outcome: Outcome, limit: Option<LimitHit>) -> ExitRecord {
+        ExitRecord {
             v: RECORD_VERSION,
             run: "01j".into(),
             attempt: 1,
@@ -275,13 +296,19 @@ mod tests {
             result: StreamCount::default(),
             result_file: None,
             artifacts: vec![],
+            kept: None,
             usage: crate::sandbox::Usage::default(),
             limit,
             leftovers: 0,
             uid: 1,
             profile: Profile::Strict,
+            defined: None,
             layers: Layers::new(),
-        };
+        }
+    }
+
+    fn ending(outcome: Outcome, limit: Option<LimitHit>) -> Ending {
+        let record = record(outcome, limit);
         let door = script::Door { bytes: b"", seen: 0 };
         judge(&record, &script::read_result(&door, &door, &script::ResultLimits::default()), false, true)
     }
@@ -315,6 +342,30 @@ mod tests {
         check(Outcome::Exited { code: 0 }, LimitName::Processes, false, RunState::Succeeded, None);
         let message = ending(failed, Some(LimitHit { limit: LimitName::Work, ended: false })).message;
         assert_eq!(message.as_deref(), Some("exit code 2; it filled the writable folders up to their limit"));
+    }
+
+    #[test]
+    fn who_tries_sudo_is_told_what_to_use_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let stderr = dir.path().join("stderr");
+        let said = |text: &str, profile, code| {
+            std::fs::write(&stderr, text).unwrap();
+            let record = ExitRecord { profile, ..record(Outcome::Exited { code }, None) };
+            let mut ending = ending(Outcome::Exited { code }, None);
+            say_what_instead(&mut ending, &record, &stderr);
+            ending.message.unwrap_or_default()
+        };
+        let flag = "sudo: The \"no new privileges\" flag is set, which prevents sudo from running as root.\n";
+        let long = format!("{}\n{flag}", "x".repeat(10_000));
+        for text in [flag, &long, "a\nsu: must be suid to work properly\n", "doas: not installed setuid"] {
+            let message = said(text, Profile::Strict, 1);
+            assert!(message.starts_with("exit code 1; ") && message.contains("--user NAME"), "{message}");
+            assert!(message.contains("--profile admin"), "{message}");
+        }
+        assert_eq!(said("sh: 1: sudo: not found\n", Profile::Strict, 127), "exit code 127");
+        assert_eq!(said("sudoku: none\n", Profile::Host, 1), "exit code 1");
+        assert_eq!(said(flag, Profile::Admin, 1), "exit code 1");
+        assert_eq!(said(flag, Profile::Strict, 0), "");
     }
 
     #[test]

@@ -610,11 +610,13 @@ fn empty_record(keeper: &Keeper, plan: &Plan) -> ExitRecord {
         result: StreamCount::default(),
         result_file: None,
         artifacts: Vec::new(),
+        kept: None,
         usage: Usage::default(),
         limit: None,
         leftovers: 0,
         uid: keeper.setup.uid,
         profile: plan.profile,
+        defined: plan.defined.clone(),
         layers: Layers::new(),
     }
 }

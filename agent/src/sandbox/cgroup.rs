@@ -7,6 +7,9 @@
 #![forbid(unsafe_code)]
 
 use super::cgroup_group::Group;
+use super::cgroup_rates;
+use super::definition::Rates;
+use super::layer::Hold;
 use nix::unistd::getpid;
 use std::fs;
 use std::io;
@@ -18,19 +21,22 @@ pub(super) enum Controller {
     Memory,
     Pids,
     Cpu,
+    /// Rates of disks; used in version 2 alone, where written pages count too.
+    Io,
     /// Version 1 counts processor time in a hierarchy of its own.
     CpuAccount,
 }
 
 impl Controller {
-    const ALL: [Controller; 4] =
-        [Controller::Memory, Controller::Pids, Controller::Cpu, Controller::CpuAccount];
+    const ALL: [Controller; 5] =
+        [Controller::Memory, Controller::Pids, Controller::Cpu, Controller::Io, Controller::CpuAccount];
 
     fn name(self) -> &'static str {
         match self {
             Controller::Memory => "memory",
             Controller::Pids => "pids",
             Controller::Cpu => "cpu",
+            Controller::Io => "io",
             Controller::CpuAccount => "cpuacct",
         }
     }
@@ -97,16 +103,31 @@ impl Parent {
     }
 
     /// Opens the group of a slot for its keeper, making it if need be. What cannot be had is left out of it.
-    pub(super) fn open(&self, slot: u16) -> Group {
+    ///
+    /// The rates are set here, for as long as the keeper lives: an attempt has nothing to do about them.
+    pub(super) fn open(&self, slot: u16, rates: &Rates) -> Group {
         let name = format!("slot-{slot}");
         match self {
-            Parent::V2(folder, controllers) => Group::open_v2(&folder.join(name), controllers),
+            Parent::V2(folder, controllers) => {
+                let folder = folder.join(name);
+                let group = Group::open_v2(&folder, controllers);
+                let has = |controller| controllers.contains(&controller);
+                let io = has(Controller::Io)
+                    .then(|| cgroup_rates::set_disks(&folder, rates, &cgroup_rates::disks()));
+                let quota =
+                    has(Controller::Cpu).then(|| cgroup_rates::set_quota_v2(&folder, rates.cpu_percent));
+                group.with_rates(rates, quota.unwrap_or(false), io.unwrap_or(Hold::Absent))
+            }
             Parent::V1(parents) => {
                 let folders: Vec<_> =
                     parents.iter().map(|(controller, parent)| (*controller, parent.join(&name))).collect();
-                Group::open_v1(&folders)
+                let group = Group::open_v1(&folders);
+                let cpu = folders.iter().find(|(controller, _)| *controller == Controller::Cpu);
+                let quota =
+                    cpu.is_some_and(|(_, folder)| cgroup_rates::set_quota_v1(folder, rates.cpu_percent));
+                group.with_rates(rates, quota, Hold::Absent)
             }
-            Parent::Nowhere(_) => Group::default(),
+            Parent::Nowhere(_) => Group::default().with_rates(rates, false, Hold::Absent),
         }
     }
 
@@ -287,7 +308,7 @@ mod tests {
 
     #[test]
     fn of_version_two_only_what_is_of_use_is_taken() {
-        let all = [Controller::Memory, Controller::Pids, Controller::Cpu];
+        let all = [Controller::Memory, Controller::Pids, Controller::Cpu, Controller::Io];
         assert_eq!(offered_of("cpuset cpu io memory hugetlb pids\n"), all);
         assert_eq!(offered_of("hugetlb\n"), []);
     }

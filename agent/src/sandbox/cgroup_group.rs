@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::cgroup::Controller;
+use super::definition::Rates;
 use super::forker::OWN_PROCESSES;
 use super::layer::{Hold, Layer, Layers};
 use super::plan::Limits;
@@ -32,6 +33,8 @@ pub(super) struct Group {
     cpu_controlled: bool,
     /// Kills everything in the group (version 2).
     kill: Option<File>,
+    /// Which of the rates that a definition wants are in force: processors, disks.
+    rates: [Option<Hold>; 2],
     /// The limits that are set.
     set: Option<(u64, u64)>,
 }
@@ -113,6 +116,7 @@ impl Group {
             cpu: read(&folder.join("cpu.stat")).map(|account| Cpu { account, v2: true }),
             cpu_controlled,
             kill: file("cgroup.kill"),
+            rates: [None; 2],
             set: None,
         }
     }
@@ -128,6 +132,8 @@ impl Group {
                 Controller::Cpu => {
                     group.cpu_controlled = fs::write(folder.join("cpu.shares"), WEIGHT.1).is_ok();
                 }
+                // No hierarchy of version 1 has it by this name.
+                Controller::Io => {}
                 Controller::CpuAccount => {
                     let account = read(&folder.join("cpuacct.usage"));
                     group.cpu = account.map(|account| Cpu { account, v2: false });
@@ -143,7 +149,8 @@ impl Group {
     pub(super) fn without(self, broken: &[Layer]) -> Group {
         let broken = |layer| broken.contains(&layer);
         if broken(Layer::Cgroup) {
-            return Group::default();
+            let rates = self.rates.map(|rate| rate.map(|_| Hold::Absent));
+            return Group { rates, ..Group::default() };
         }
         Group {
             memory: self.memory.filter(|_| !broken(Layer::CgroupMemory)),
@@ -151,6 +158,13 @@ impl Group {
             cpu_controlled: self.cpu_controlled && !broken(Layer::CgroupCpu),
             ..self
         }
+    }
+
+    /// The group with what became of a definition's rates.
+    pub(super) fn with_rates(self, wanted: &Rates, quota: bool, disks: Hold) -> Group {
+        let quota = if quota { Hold::Enforced } else { Hold::Absent };
+        let rates = [wanted.cpu_percent.map(|_| quota), wanted.limits_disks().then_some(disks)];
+        Group { rates, ..self }
     }
 
     /// Every descriptor, to be kept where all others are closed.
@@ -194,7 +208,12 @@ impl Group {
             3 => Hold::Enforced,
             _ => Hold::Degraded,
         };
-        parts.into_iter().chain([(Layer::Cgroup, whole)]).collect()
+        let rates = [Layer::CgroupCpuQuota, Layer::CgroupIo].into_iter().zip(self.rates);
+        // A rate is set on the group: it holds for those who are in it.
+        let rates = rates.filter_map(|(layer, hold)| {
+            Some((layer, hold.filter(|_| self.joined).or(hold.map(|_| Hold::Absent))?))
+        });
+        parts.into_iter().chain([(Layer::Cgroup, whole)]).chain(rates).collect()
     }
 
     /// Whether memory of this process is limited by the group, so that it needs no limit of its own.
@@ -430,6 +449,10 @@ mod tests {
         let mut group = Group::default();
         assert!(group.join().is_ok() && group.descriptors().is_empty());
         assert!(group.begin(&Limits::default()).is_ok());
+        let wanted = Rates { cpu_percent: Some(50), ..Rates::default() };
+        let rated = Group::default().with_rates(&wanted, false, Hold::Absent);
+        assert_eq!(rated.layers().get(&Layer::CgroupCpuQuota), Some(&Hold::Absent));
+        assert_eq!(rated.layers().get(&Layer::CgroupIo), None);
         assert!(!group.is_there() && group.layers().values().all(|hold| *hold == Hold::Absent));
     }
 }

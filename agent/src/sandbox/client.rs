@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use super::SandboxError;
+use super::definition::DefinedProfile;
 use super::folder::{Go, Handover};
 use super::paths::{BOX, BoxPaths};
 use super::plan::Plan;
-use super::profile::Profile;
-use super::wire::{self, Answer, LauncherInfo, PlanFds, Reply, Request, WIRE_VERSION};
+use super::profile::{Policy, Profile, Shape};
+use super::wire::{self, Answer, LauncherInfo, Mode, PlanFds, Reply, Request, WIRE_VERSION};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, socket};
+use sally_common::name::ProfileName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -31,13 +34,13 @@ pub struct Launcher {
     path: PathBuf,
     /// Taken out while it is asked, so that an answer nobody waited for is never taken for another.
     socket: Mutex<Option<Packets>>,
-    info: LauncherInfo,
+    info: RwLock<Arc<LauncherInfo>>,
     keepers: Mutex<HashMap<u16, Keeper>>,
 }
 
 #[derive(Debug)]
 struct Keeper {
-    profile: Profile,
+    shape: Shape,
     socket: Packets,
 }
 
@@ -58,25 +61,32 @@ impl Launcher {
         let socket = Packets::connect(path)?;
         let info = ask_info(&socket).await?;
         let socket = Mutex::new(Some(socket));
+        let info = RwLock::new(Arc::new(info));
         Ok(Launcher { path: path.to_owned(), socket, info, keepers: Mutex::default() })
     }
 
-    /// What the launcher said about itself when it was connected to.
-    pub fn info(&self) -> &LauncherInfo {
-        &self.info
+    /// What the launcher said about itself when it was asked last: when it was connected to, at least.
+    pub fn info(&self) -> Arc<LauncherInfo> {
+        self.info.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn learn(&self, info: LauncherInfo) -> Arc<LauncherInfo> {
+        let info = Arc::new(info);
+        *self.info.write().unwrap_or_else(PoisonError::into_inner) = info.clone();
+        info
     }
 
     /// Asks the launcher about itself again: which slots are busy, what a sandbox enforces.
-    pub async fn refresh(&self) -> Result<LauncherInfo, SandboxError> {
+    pub async fn refresh(&self) -> Result<Arc<LauncherInfo>, SandboxError> {
         match self.ask_launcher(&Request::Info).await? {
-            (Reply::Info(info), _) => Ok(info),
+            (Reply::Info(info), _) => Ok(self.learn(info)),
             _ => Err(SandboxError::Confused("launcher")),
         }
     }
 
     /// Where things are inside a sandbox of this profile.
     pub fn box_paths(&self, profile: Profile) -> BoxPaths {
-        self.info.box_paths(profile)
+        self.info().box_paths(profile)
     }
 
     /// Gives a plan to the slot's keeper. When this returns, the sandbox is being completed; the script
@@ -85,7 +95,10 @@ impl Launcher {
     /// A slot is for one attempt at a time; one that still runs is [`SandboxError::Busy`].
     pub async fn start(&self, slot: u16, plan: &Plan, handover: Handover) -> Result<Started, SandboxError> {
         let Handover { fds, go } = handover;
-        let known = self.keepers.lock().await.remove(&slot).filter(|keeper| keeper.profile == plan.profile);
+        let known = self.keepers.lock().await.remove(&slot).filter(|keeper| {
+            let Shape { profile, defined, user } = &keeper.shape;
+            (*profile, defined, user) == (plan.profile, &plan.defined, &plan.user)
+        });
         if let Some(keeper) = known {
             match self.hand_over(slot, keeper, plan, &fds).await {
                 // The keeper we knew was replaced meanwhile. Nothing has started: nobody said go.
@@ -93,7 +106,7 @@ impl Launcher {
                 done => return done.map(|(keeper_pid, init_pid)| Started { go, keeper_pid, init_pid }),
             }
         }
-        let keeper = self.open(slot, plan.profile).await?;
+        let keeper = self.open(slot, plan.shape()).await?;
         let (keeper_pid, init_pid) = self.hand_over(slot, keeper, plan, &fds).await?;
         Ok(Started { go, keeper_pid, init_pid })
     }
@@ -115,10 +128,10 @@ impl Launcher {
         }
     }
 
-    async fn open(&self, slot: u16, profile: Profile) -> Result<Keeper, SandboxError> {
-        let (reply, fds) = self.ask_launcher(&Request::Open { slot, profile }).await?;
+    async fn open(&self, slot: u16, shape: Shape) -> Result<Keeper, SandboxError> {
+        let (reply, fds) = self.ask_launcher(&Request::Open { slot, shape: shape.clone() }).await?;
         match (reply, fds.into_iter().next()) {
-            (Reply::Opened, Some(fd)) => Ok(Keeper { profile, socket: Packets::new(fd)? }),
+            (Reply::Opened, Some(fd)) => Ok(Keeper { shape, socket: Packets::new(fd)? }),
             (Reply::Busy, _) => Err(SandboxError::Busy(slot)),
             (Reply::Refused(message), _) => Err(SandboxError::Refused(message)),
             (Reply::Failed(error), _) => Err(SandboxError::Setup(error)),
@@ -139,7 +152,7 @@ impl Launcher {
             }
         }
         let socket = Packets::connect(&self.path)?;
-        ask_info(&socket).await?;
+        self.learn(ask_info(&socket).await?);
         let reply = socket.ask::<Reply>(request, &[]).await;
         *held = reply.is_ok().then_some(socket);
         reply
@@ -161,7 +174,32 @@ impl LauncherInfo {
     pub fn box_paths(&self, profile: Profile) -> BoxPaths {
         match profile {
             Profile::Strict | Profile::Net => BoxPaths::new(BOX),
-            Profile::Host => BoxPaths::new(&self.host_box),
+            Profile::Host | Profile::Admin => BoxPaths::new(&self.host_box),
+        }
+    }
+
+    /// As [`LauncherInfo::shape_of`], if this launcher makes such sandboxes; the message says why not.
+    pub fn allowed(&self, name: &ProfileName) -> Result<Shape, String> {
+        let shape = self.shape_of(name)?;
+        let policy = Policy { max_profile: self.max_profile, ..Policy::default() };
+        policy.check_profile(&shape)?;
+        if shape.profile == Profile::Admin && self.mode != Mode::Root {
+            return Err(format!("profile {name} is root on the host, and the launcher is not root"));
+        }
+        Ok(shape)
+    }
+
+    /// What a plan must say to be carried out in the profile of this name; the message says why there is none.
+    pub fn shape_of(&self, name: &ProfileName) -> Result<Shape, String> {
+        if let Ok(profile) = name.as_str().parse() {
+            return Ok(Shape::built_in(profile));
+        }
+        match self.defined.iter().find(|defined| defined.name == *name) {
+            Some(DefinedProfile { problem: Some(problem), .. }) => Err(problem.clone()),
+            Some(DefinedProfile { base, .. }) => {
+                Ok(Shape { defined: Some(name.clone()), ..Shape::built_in(*base) })
+            }
+            None => Err(format!("profile {name} is not defined on this host")),
         }
     }
 }

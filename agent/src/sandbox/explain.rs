@@ -1,6 +1,8 @@
 //! A profile in plain words, from the tables that the sandbox itself is made by.
 #![forbid(unsafe_code)]
 
+use super::definition::{Access, ProfileDefinition};
+use super::keeper::ADMIN_IS_WITHOUT;
 use super::landlock::{WRITABLE_IN_BOX, WRITABLE_OUTSIDE};
 use super::layer::{Hold, Layer, Layers};
 use super::paths::BoxPaths;
@@ -11,8 +13,10 @@ use super::template::{
     DEVICES, ETC_FILES, ETC_FOLDERS, ETC_LINKS, ETC_MADE, ETC_NETWORK_FILES, SYSTEM_LINKS,
 };
 use super::wire::Mode;
+use sally_common::name::ProfileName;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// A profile, explained.
 #[derive(Debug, Serialize)]
@@ -20,7 +24,10 @@ pub struct Explained {
     /// The version of this form.
     pub schema: u32,
     /// The profile.
-    pub profile: Profile,
+    pub profile: ProfileName,
+    /// What an operator's profile starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<Profile>,
     /// How slots are told apart.
     pub mode: Mode,
     /// Folders that a script may write, as it sees them.
@@ -48,21 +55,38 @@ pub struct Section {
     pub lines: Vec<String>,
 }
 
-/// Explains a profile. `uid` is that of slot 0; `paths` are those of the box as a script sees it.
-pub fn explain(profile: Profile, mode: Mode, uid: u32, paths: &BoxPaths, limits: &Limits) -> Explained {
-    let private = profile != Profile::Host;
+/// Explains a profile, with what its operator's definition changes if it is one. `uid` is that of slot 0; `paths` are
+/// those of the box as a script sees it.
+pub fn explain(
+    profile: Profile,
+    definition: Option<&ProfileDefinition>,
+    mode: Mode,
+    uid: u32,
+    paths: &BoxPaths,
+    limits: &Limits,
+) -> Explained {
+    let private = !profile.sees_host();
     let mut writable: Vec<String> =
         WRITABLE_IN_BOX.iter().map(|name| paths.base().join(name).display().to_string()).collect();
     if private {
         writable.extend(WRITABLE_OUTSIDE.map(str::to_owned));
     }
+    if profile == Profile::Admin {
+        writable = vec!["/".to_owned()];
+    }
+    if let Some(definition) = definition {
+        writable.extend(definition.paths_to(Access::Write).map(|path| path.display().to_string()));
+    }
+    let limits = &definition.map_or(*limits, |definition| definition.limits(*limits));
     let sockets: Vec<_> = seccomp::families(profile).into_iter().map(|(_, name)| name).collect();
-    let (layers, system_calls) = (expected(profile, mode), seccomp::table(profile));
+    let (layers, system_calls) = (expected(profile, definition, mode), calls_of(profile, definition));
     let etc = private.then(|| etc(profile));
-    let sections = vec![
+    let operator =
+        definition.map(|definition| Section { title: "its operator", lines: operator(definition) });
+    let rest = vec![
         Section { title: "it sees", lines: sees(profile, paths, etc.as_deref()) },
-        Section { title: "it may write", lines: writes(&writable, limits) },
-        Section { title: "who it is", lines: who(mode, uid) },
+        Section { title: "it may write", lines: writes(profile, &writable, limits) },
+        Section { title: "who it is", lines: who(profile, mode, uid) },
         Section { title: "layers", lines: layer_lines(&layers) },
         Section { title: "network", lines: network(profile, &sockets) },
         Section { title: "system calls", lines: calls(&system_calls) },
@@ -72,8 +96,55 @@ pub fn explain(profile: Profile, mode: Mode, uid: u32, paths: &BoxPaths, limits:
         },
         Section { title: "not protected", lines: not_protected(profile, mode) },
     ];
+    let sections = operator.into_iter().chain(rest).collect();
     let limits = limits.named().into_iter().collect();
-    Explained { schema: 1, profile, mode, writable, etc, sockets, layers, limits, system_calls, sections }
+    let base = definition.map(|_| profile);
+    let profile = definition.map_or_else(|| profile.to_name(), |definition| definition.name.clone());
+    Explained {
+        schema: 1,
+        profile,
+        base,
+        mode,
+        writable,
+        etc,
+        sockets,
+        layers,
+        limits,
+        system_calls,
+        sections,
+    }
+}
+
+/// What a definition says, in its own words where it has some.
+fn operator(definition: &ProfileDefinition) -> Vec<String> {
+    let list =
+        |paths: Vec<&Path>| paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
+    let paths = |access| list(definition.paths_to(access).collect());
+    let layers = definition.require.iter().map(|layer| layer.name()).collect::<Vec<_>>().join(" ");
+    let rates = definition.rates.named().into_iter();
+    let rates: Vec<_> = rates.filter_map(|(name, rate, _)| Some(format!("{name} = {}", rate?))).collect();
+    let lines = [
+        ("says", definition.description.clone().unwrap_or_default()),
+        ("shows also, read-only (a socket in it can be connected to)", paths(Access::Read)),
+        ("lets write also, as far as the permissions of its uid go", paths(Access::Write)),
+        ("shows something empty in place of", paths(Access::Hide)),
+        ("gives the devices", list(definition.devices.iter().map(PathBuf::as_path).collect())),
+        ("reaches only", definition.network_allow.join(" ")),
+        ("allows the system calls", definition.allowed_calls.join(" ")),
+        ("refuses the system calls", definition.refused_calls.join(" ")),
+        ("holds it, where control groups can, to", rates.join(", ")),
+        ("lets nothing start without the layers", layers),
+    ];
+    let said = lines.into_iter().filter(|(_, value)| !value.is_empty());
+    said.map(|(what, value)| format!("{what}: {value}")).collect()
+}
+
+/// The table of calls; `admin` has none.
+fn calls_of(profile: Profile, definition: Option<&ProfileDefinition>) -> String {
+    match profile {
+        Profile::Admin => "No system call is refused in profile admin.\n".into(),
+        _ => seccomp::table_with(profile, definition),
+    }
 }
 
 fn etc(profile: Profile) -> Vec<String> {
@@ -99,6 +170,11 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
             "nothing else: no home folders, nothing of /var, /root, /boot, /srv or /sys, no other run"
                 .to_owned(),
         ],
+        None if profile == Profile::Admin => vec![
+            "the host as root sees it: every file, device and process".to_owned(),
+            "mounts of its own beside those of the host: what it mounts ends with it (nsenter -t 1 -m mount … stays)"
+                .to_owned(),
+        ],
         None => vec![
             "the host's whole file system, read-only, as far as the permissions of its uid go".to_owned(),
             format!("device nodes can be opened only if they are {}", DEVICES.join(" ")),
@@ -107,7 +183,7 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
     };
     lines.push(format!(
         "its own script, parameters, secrets and sally-task, read-only, below {inside}{}",
-        if profile == Profile::Host { "" } else { " (the box)" }
+        if profile.sees_host() { "" } else { " (the box)" }
     ));
     lines.push(
         "its environment is exactly what task and agent set; descriptors 0 to 3 and no other".to_owned(),
@@ -115,7 +191,16 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
     lines
 }
 
-fn writes(writable: &[String], limits: &Limits) -> Vec<String> {
+fn writes(profile: Profile, writable: &[String], limits: &Limits) -> Vec<String> {
+    if profile == Profile::Admin {
+        return vec![
+            "everything that root may write".to_owned(),
+            format!(
+                "its work folder has room for {} bytes in {} files",
+                limits.work_bytes, limits.work_files
+            ),
+        ];
+    }
     vec![
         format!(
             "{}: all together {} bytes in {} files",
@@ -128,25 +213,42 @@ fn writes(writable: &[String], limits: &Limits) -> Vec<String> {
     ]
 }
 
-fn who(mode: Mode, uid: u32) -> Vec<String> {
+fn who(profile: Profile, mode: Mode, uid: u32) -> Vec<String> {
+    if profile == Profile::Admin {
+        return vec![
+            "root, with every capability; sudo has nothing to add".to_owned(),
+            "only where the launcher is root and its policy (--max-profile admin) and the agent's (profiles) say so"
+                .to_owned(),
+        ];
+    }
     let line = match mode {
         Mode::Root => {
             format!("kernel uid and gid {uid} plus the slot's number: no account, no other slot has it")
         }
         Mode::User => format!("kernel uid {uid}, the same as the agent and every slot"),
     };
-    vec![line, "never uid 0; sudo and su cannot work inside".to_owned()]
+    vec![
+        line,
+        "never uid 0; sudo and su cannot work inside: a task asks for another account with --user NAME, where the \
+         agent allows it, and for root with --profile admin"
+            .to_owned(),
+    ]
 }
 
 /// What each layer is where the host offers everything.
-fn expected(profile: Profile, mode: Mode) -> Layers {
+fn expected(profile: Profile, definition: Option<&ProfileDefinition>, mode: Mode) -> Layers {
     let hold = |layer| match layer {
+        layer if profile == Profile::Admin && ADMIN_IS_WITHOUT.contains(&layer) => Hold::Absent,
+        Layer::Uid if profile == Profile::Admin => Hold::Absent,
         Layer::Net if profile != Profile::Strict => Hold::Absent,
         Layer::Root if profile == Profile::Host => Hold::Degraded,
         Layer::Uid if mode == Mode::User => Hold::Absent,
         _ => Hold::Enforced,
     };
-    Layer::ALL.into_iter().map(|layer| (layer, hold(layer))).collect()
+    let rates = definition.map(|definition| definition.rates).unwrap_or_default();
+    let quota = rates.cpu_percent.map(|_| Layer::CgroupCpuQuota);
+    let disks = rates.limits_disks().then_some(Layer::CgroupIo);
+    Layer::ALL.into_iter().chain(quota).chain(disks).map(|layer| (layer, hold(layer))).collect()
 }
 
 fn layer_lines(layers: &Layers) -> Vec<String> {
@@ -189,16 +291,22 @@ fn meaning(layer: Layer) -> &'static str {
         Layer::CgroupMemory => "memory of the whole tree is limited",
         Layer::CgroupPids => "processes of the whole tree are limited",
         Layer::CgroupCpu => "processor time of the whole tree is weighed and counted",
+        Layer::CgroupCpuQuota => "the whole tree has no more than its share of the processors",
+        Layer::CgroupIo => "the whole tree reads and writes each disk no faster than its rates",
+        Layer::Account => "it runs as the account that the task names",
     }
 }
 
 fn network(profile: Profile, sockets: &[&str]) -> Vec<String> {
     let reach = match profile {
         Profile::Strict => "none: not even loopback is up; no connection leaves or enters",
-        Profile::Net | Profile::Host => {
+        Profile::Net | Profile::Host | Profile::Admin => {
             "the host's: whatever the host reaches, a script reaches, its loopback included"
         }
     };
+    if profile == Profile::Admin {
+        return vec![reach.to_owned(), "sockets of every kind".to_owned()];
+    }
     vec![reach.to_owned(), format!("sockets of these families only, nothing raw: {}", sockets.join(" "))]
 }
 
@@ -221,6 +329,9 @@ fn calls(table: &str) -> Vec<String> {
             }
         }
     }
+    if lines.is_empty() {
+        return vec![table.trim().to_owned()];
+    }
     lines.push("every other call does not exist (ENOSYS); -o json has each call by name".to_owned());
     lines
 }
@@ -240,6 +351,13 @@ fn not_protected(profile: Profile, mode: Mode) -> Vec<String> {
             "everything that the host's network reaches, the cloud's metadata address included".to_owned(),
         );
     }
+    if profile == Profile::Admin {
+        lines.push(
+            "the host: a script is root on it. Time, limits, the end of its whole tree, its environment and the bounds \
+             of its output are still kept, against mistakes and not against intent"
+                .to_owned(),
+        );
+    }
     if profile == Profile::Host {
         lines.push("files and unix sockets of the host that its uid may use".to_owned());
     }
@@ -251,10 +369,11 @@ fn not_protected(profile: Profile, mode: Mode) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::panic, reason = "a test fails by panicking")]
     use super::*;
 
     fn of(profile: Profile, mode: Mode) -> Explained {
-        explain(profile, mode, 200_000, &BoxPaths::new("/box"), &Limits::default())
+        explain(profile, None, mode, 200_000, &BoxPaths::new("/box"), &Limits::default())
     }
 
     #[test]
@@ -286,5 +405,48 @@ mod tests {
         assert_eq!(strict.writable, ["/box/work", "/box/tmp", "/box/out", "/tmp", "/dev/shm"]);
         assert_eq!(host.writable, ["/box/work", "/box/tmp", "/box/out"]);
         assert_eq!(host.layers.get(&Layer::Uid), Some(&Hold::Absent));
+    }
+
+    #[test]
+    fn admin_is_said_to_confine_nothing() {
+        let admin = of(Profile::Admin, Mode::Root);
+        let without = |layer| admin.layers.get(&layer) == Some(&Hold::Absent);
+        assert!(without(Layer::Seccomp) && without(Layer::Capabilities) && without(Layer::Uid));
+        assert!(!without(Layer::Mount) && !without(Layer::Environment) && !without(Layer::CgroupMemory));
+        assert_eq!(admin.writable, ["/"]);
+        let all: Vec<_> = admin.sections.iter().flat_map(|s| &s.lines).map(String::as_str).collect();
+        assert!(all.iter().any(|line| line.starts_with("root, with every capability")), "{all:#?}");
+        assert!(
+            !all.iter().any(|line| line.contains("allowed:") || line.contains("never uid 0")),
+            "{all:#?}"
+        );
+    }
+
+    #[test]
+    fn a_definition_is_explained_with_what_it_changes() {
+        let text = "base = \"net\"\nrequire = [\"seccomp\"]\n[files]\nread = [\"/opt\"]\nwrite = [\"/srv\"]\n\
+                    [system_calls]\nallow = [\"ptrace\"]\nrefuse = [\"memfd_create\"]\n\
+                    [limits]\nprocesses = 7\ncpu_percent = 50\n";
+        let name = ProfileName::new("db-audit").unwrap_or_default();
+        let definition = ProfileDefinition::parse(&name, text).unwrap_or_else(|all| panic!("{all:?}"));
+        let paths = BoxPaths::new("/box");
+        let all = explain(Profile::Net, Some(&definition), Mode::Root, 1, &paths, &Limits::default());
+        assert_eq!((all.profile.as_str(), all.base), ("db-audit", Some(Profile::Net)));
+        assert_eq!(all.limits.get("processes"), Some(&7));
+        assert!(all.writable.iter().any(|path| path == "/srv"));
+        assert_eq!(all.layers.get(&Layer::CgroupCpuQuota), Some(&Hold::Enforced));
+        assert_eq!(all.layers.get(&Layer::CgroupIo), None);
+        let lines: Vec<&String> = all.sections.iter().flat_map(|section| &section.lines).collect();
+        for line in [
+            "shows also, read-only (a socket in it can be connected to): /opt",
+            "allows the system calls: ptrace",
+            "refuses the system calls: memfd_create",
+            "allowed: by the profile's definition (1 calls)",
+            "refused, EPERM: by the profile's definition (1 calls)",
+            "holds it, where control groups can, to: cpu_percent = 50",
+            "lets nothing start without the layers: seccomp",
+        ] {
+            assert!(lines.iter().any(|l| *l == line), "{line} in {lines:#?}");
+        }
     }
 }

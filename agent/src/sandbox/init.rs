@@ -2,6 +2,7 @@
 //! becomes the script), reaps, passes TERM on, ends everything, and reports. It never reads a plan.
 #![forbid(unsafe_code)]
 
+use super::descendants;
 use super::forker::Forker;
 use super::keeper::Setup;
 use super::landlock;
@@ -135,18 +136,23 @@ fn build(
 ) -> Result<(Pid, SignalFd), StepError> {
     // The keeper's death ends this process and with it everything in the pid namespace. If the keeper is
     // dead already, its socket has ended and `supervise` sees that first.
-    prctl::set_pdeathsig(Signal::SIGKILL).step("init", "asking for the keeper's death signal")?;
+    if setup.broken(Layer::Pid) {
+        // There is no such thing: init ends the tree by itself when the keeper's socket ends, and orphans come to it.
+        prctl::set_child_subreaper(true).step("init", "asking for orphans")?;
+    } else {
+        prctl::set_pdeathsig(Signal::SIGKILL).step("init", "asking for the keeper's death signal")?;
+    }
     // The slot's lock stays open here: the slot is busy until the whole tree is dead.
     close_all_but(&[keeper.as_raw_fd(), stage_end.as_raw_fd(), lock]).step("init", "closing descriptors")?;
     let _ = prctl::set_name(c"sally-init");
     let defaults = Limits::default();
-    let private_root = setup.profile != Profile::Host && !setup.broken(Layer::Root);
+    let private_root = !setup.profile.sees_host() && !setup.broken(Layer::Root);
     let attempt =
         template::add_attempt(setup.profile, private_root, base, defaults.work_bytes, defaults.work_files)?;
     // Taken whole, so that nothing of it is dropped after its descriptor was closed below.
     let template::Attempt { results, covered, own_proc } = attempt;
     let landlock = match setup.broken(Layer::Landlock) {
-        false => landlock::prepare(setup.profile, private_root, base, covered)?,
+        false => landlock::prepare(setup.profile, private_root, base, covered, setup.definition.as_deref())?,
         true => {
             drop(covered);
             None
@@ -165,9 +171,12 @@ fn build(
     close_all_but(&[keeper.as_raw_fd(), signals.as_fd().as_raw_fd(), lock])
         .step("init", "closing descriptors")?;
     std::mem::forget((results, landlock));
-    sys::drop_bounding_set().step("init", "dropping the bounding set")?;
-    sys::set_capabilities(0).step("init", "dropping capabilities")?;
-    prctl::set_no_new_privs().step("init", "no new privileges")?;
+    // In `admin` a script may become any uid, and must be ended all the same.
+    if setup.profile != Profile::Admin {
+        sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+        sys::set_capabilities(0).step("init", "dropping capabilities")?;
+        prctl::set_no_new_privs().step("init", "no new privileges")?;
+    }
     prctl::set_dumpable(false).step("init", "closing memory to others")?;
     Ok((main, signals))
 }
@@ -205,7 +214,13 @@ fn supervise(main: Pid, keeper: &OwnedFd, signals: &SignalFd) -> ! {
         while let Ok(Some(_)) = signals.read_signal() {}
         let mut order = [0u8; 8];
         match sys::receive(keeper.as_fd(), &mut order, 0, MsgFlags::MSG_DONTWAIT) {
-            Ok((0, _)) => sys::exit_now(1), // The keeper is dead; the kernel ends the rest.
+            Ok((0, _)) => {
+                // The keeper is dead. The kernel ends the rest with init, if init is that of a namespace.
+                if getpid().as_raw() != 1 {
+                    descendants::kill_all();
+                }
+                sys::exit_now(1)
+            }
             Ok(_) => state.obey(order[0]),
             Err(_) => {}
         }
@@ -263,9 +278,8 @@ impl Supervision {
                 if getpid().as_raw() == 1 {
                     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
                 } else {
-                    // Only with the pid namespace left out for a test: -1 would be the whole host.
-                    let _ = kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGKILL);
-                    let _ = kill(self.main, Signal::SIGKILL);
+                    // In `admin`, or with the pid namespace left out for a test: -1 would be the whole host.
+                    descendants::kill_all();
                 }
             }
             _ => {}

@@ -3,14 +3,17 @@
 //! launcher while an attempt runs.
 #![forbid(unsafe_code)]
 
+use super::account::Account;
 use super::artifacts::NamedFiles;
 use super::attempt;
 use super::cgroup_group::Group;
+use super::definition::ProfileDefinition;
+use super::extras::Extras;
 use super::forker::Forker;
 use super::init::{self, Prepared};
 use super::layer::Layer;
 use super::plan::Plan;
-use super::profile::{Policy, Profile};
+use super::profile::{Policy, Profile, Shape};
 use super::seccomp::Filters;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
@@ -30,14 +33,22 @@ use nix::unistd::{
     Gid, Pid, Uid, getgid, getpid, getppid, getuid, pipe2, read, setgroups, setresgid, setresuid, setsid,
     write,
 };
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a keeper is made for and from. Everything in it was decided by the launcher.
 pub(super) struct Setup {
     pub(super) slot: u16,
+    /// The kind of plans it carries out. Its profile stands beside it, because everything asks for that.
+    pub(super) shape: Shape,
     pub(super) profile: Profile,
+    /// What its operator's profile changes.
+    pub(super) definition: Option<Arc<ProfileDefinition>>,
+    /// The account of the host that its scripts run as.
+    pub(super) account: Option<Account>,
     pub(super) mode: Mode,
     /// The uid and gid of the script; in mode `root` also the kernel's.
     pub(super) uid: u32,
@@ -64,9 +75,33 @@ pub(super) struct Setup {
     pub(super) broken: Vec<Layer>,
 }
 
+/// The layers that `admin` is without: it is the host.
+pub(super) const ADMIN_IS_WITHOUT: [Layer; 10] = [
+    Layer::User,
+    Layer::Pid,
+    Layer::Net,
+    Layer::Ipc,
+    Layer::Uts,
+    Layer::Root,
+    Layer::NoNewPrivs,
+    Layer::Capabilities,
+    Layer::Seccomp,
+    Layer::Landlock,
+];
+
 impl Setup {
+    /// Whether a layer is left out: by `admin`, or by a test.
     pub(super) fn broken(&self, layer: Layer) -> bool {
-        self.broken.contains(&layer)
+        self.broken.contains(&layer) || (self.profile == Profile::Admin && ADMIN_IS_WITHOUT.contains(&layer))
+    }
+
+    /// Reads a plan as it is carried out here: with what the operator's profile sets.
+    pub(super) fn read_plan(&self, bytes: &[u8]) -> Result<Plan, String> {
+        let mut plan = Plan::parse(bytes)?;
+        if let Some(definition) = &self.definition {
+            definition.apply(&mut plan);
+        }
+        Ok(plan)
     }
 }
 
@@ -268,10 +303,11 @@ impl Keeper {
     }
 
     fn examine(&self, bytes: &[u8]) -> Result<Plan, String> {
-        let plan = Plan::parse(bytes)?;
+        let plan = self.setup.read_plan(bytes)?;
         self.setup.policy.check(&plan)?;
-        if plan.profile != self.setup.profile {
-            return Err(format!("this keeper is made for {}, not for {}", self.setup.profile, plan.profile));
+        let Shape { profile, defined, user } = &self.setup.shape;
+        if (plan.profile, &plan.defined, &plan.user) != (*profile, defined, user) {
+            return Err(format!("this keeper is made for {}, not for {}", self.setup.shape, plan.shape()));
         }
         Ok(plan)
     }
@@ -295,7 +331,7 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
     quiet_input_and_output()?;
     umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let lock = take_slot(&setup.lock)?;
-    let task_program = own_namespaces(&setup)?;
+    let (task_program, extras) = own_namespaces(&setup)?;
     setup.keeper_mount = NamespaceIds::own().mount;
     let template = Template {
         profile: setup.profile,
@@ -303,10 +339,14 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
         task_program: task_program.as_fd(),
         uid: setup.uid,
         gid: setup.gid,
+        account: setup.account.as_ref().map_or("sally", |account| &account.name),
+        extras,
         break_root: setup.broken(Layer::Root),
     };
     template.enter()?;
     let base = template.box_path().to_owned();
+    // Before their descriptors are closed below.
+    drop(template);
     drop(task_program);
     prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
     init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd()]))
@@ -393,9 +433,9 @@ pub(super) fn started_at(process: &str) -> Option<String> {
 }
 
 /// Enters an own user namespace with its map, and with it own mount and (for `strict`) network namespaces.
-/// Returns the program that is `sally-task`, opened in between: a bind needs it from the new mount
-/// namespace, and the script's uid may not reach it.
-fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
+/// Returns the program that is `sally-task`, and what an operator's profile names, opened in between: a bind needs it
+/// from the new mount namespace, and the script's uid may not reach it.
+fn own_namespaces(setup: &Setup) -> Result<(OwnedFd, Extras), StepError> {
     // The launcher's memory is closed, and with it the files in which the map is written. Closed again by `build`.
     prctl::set_dumpable(true).step("user", "opening the map")?;
     let mut flags = CloneFlags::CLONE_NEWNS;
@@ -404,19 +444,21 @@ fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
     }
     if setup.broken(Layer::User) {
         unshare(flags).step("user", "new namespaces without a user namespace")?;
-        return open_task_program(setup);
+        return open_sources(setup);
     }
     flags |= CloneFlags::CLONE_NEWUSER;
     match setup.mode {
         Mode::Root => {
             map_by_helper(setup, flags)?;
-            let task_program = open_task_program(setup)?;
+            let sources = open_sources(setup)?;
             let (uid, gid) = (Uid::from_raw(setup.uid), Gid::from_raw(setup.gid));
-            setgroups(&[]).step("uid", "no supplementary groups")?;
+            let groups = setup.account.as_ref().map_or(&[][..], |account| &account.groups);
+            let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+            setgroups(&groups).step("uid", "supplementary groups")?;
             sys::keep_capabilities_across_uids().step("uid", "keeping capabilities")?;
             setresgid(gid, gid, gid).step("uid", format!("becoming group {gid}"))?;
             setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))?;
-            Ok(task_program)
+            Ok(sources)
         }
         Mode::User => {
             let (uid, gid) = (getuid(), getgid());
@@ -424,9 +466,13 @@ fn own_namespaces(setup: &Setup) -> Result<OwnedFd, StepError> {
             write_map("setgroups", None, "deny")?;
             write_map("uid_map", None, &format!("{} {uid} 1", setup.uid))?;
             write_map("gid_map", None, &format!("{} {gid} 1", setup.gid))?;
-            open_task_program(setup)
+            open_sources(setup)
         }
     }
+}
+
+fn open_sources(setup: &Setup) -> Result<(OwnedFd, Extras), StepError> {
+    Ok((open_task_program(setup)?, Extras::open(setup.definition.as_deref())?))
 }
 
 fn open_task_program(setup: &Setup) -> Result<OwnedFd, StepError> {
@@ -445,14 +491,15 @@ fn map_by_helper(setup: &Setup, flags: CloneFlags) -> Result<(), StepError> {
             drop(signal);
             let mut byte = [0];
             let told = read(&wait, &mut byte) == Ok(1);
-            let map = |id: u32| match setup.profile {
-                // The owners of the host's files are to be seen as they are.
-                Profile::Host => format!("0 0 65536\n{id} {id} 1"),
-                Profile::Strict | Profile::Net => format!("{id} {id} 1"),
-            };
+            let groups = setup.account.as_ref().map_or(&[][..], |account| &account.groups);
             let written = told
-                && write_map("uid_map", Some(keeper), &map(setup.uid)).is_ok()
-                && write_map("gid_map", Some(keeper), &map(setup.gid)).is_ok();
+                && write_map("uid_map", Some(keeper), &id_map(setup.profile, &[setup.uid])).is_ok()
+                && write_map(
+                    "gid_map",
+                    Some(keeper),
+                    &id_map(setup.profile, &[&[setup.gid], groups].concat()),
+                )
+                .is_ok();
             sys::exit_now(if written { 0 } else { 1 })
         }
         Fork::Parent(helper) => {
@@ -471,6 +518,17 @@ fn map_by_helper(setup: &Setup, flags: CloneFlags) -> Result<(), StepError> {
             Ok(())
         }
     }
+}
+
+/// The map of a user namespace: each id is itself.
+fn id_map(profile: Profile, ids: &[u32]) -> String {
+    /// The ids of accounts: in `host` the owners of the host's files are to be seen as they are.
+    const ACCOUNTS: u32 = 65_536;
+    let all = profile == Profile::Host;
+    let ids: BTreeSet<u32> = ids.iter().copied().filter(|id| !all || *id >= ACCOUNTS).collect();
+    let ranges = all.then(|| format!("0 0 {ACCOUNTS}"));
+    let lines: Vec<String> = ranges.into_iter().chain(ids.iter().map(|id| format!("{id} {id} 1"))).collect();
+    lines.join("\n")
 }
 
 fn write_map(name: &str, pid: Option<Pid>, text: &str) -> Result<(), StepError> {
@@ -497,6 +555,14 @@ fn explain_user_namespace(errno: Errno) -> StepError {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn an_id_is_mapped_once_and_to_itself() {
+        assert_eq!(id_map(Profile::Strict, &[200_001]), "200001 200001 1");
+        assert_eq!(id_map(Profile::Net, &[1000, 4, 1000]), "4 4 1\n1000 1000 1");
+        assert_eq!(id_map(Profile::Host, &[1000]), "0 0 65536");
+        assert_eq!(id_map(Profile::Host, &[200_001, 27]), "0 0 65536\n200001 200001 1");
+    }
 
     #[test]
     fn a_slots_owner_is_known_by_its_start_too() {

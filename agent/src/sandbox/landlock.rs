@@ -5,6 +5,7 @@
 //! last mount, since nothing can be mounted under them.
 #![forbid(unsafe_code)]
 
+use super::definition::{Access, ProfileDefinition};
 use super::profile::Profile;
 use super::step::{Step, StepError};
 use super::sys;
@@ -37,6 +38,8 @@ mod access {
     pub(super) const REFER: u64 = 1 << 13;
     pub(super) const TRUNCATE: u64 = 1 << 14;
     pub(super) const IOCTL_DEV: u64 = 1 << 15;
+    /// Those that a rule about a file, which is no folder, may have.
+    pub(super) const OF_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
     /// TCP: bind and connect.
     pub(super) const TCP: u64 = 0b11;
     /// Scopes: abstract unix sockets and signals of processes outside.
@@ -87,6 +90,7 @@ pub(super) fn prepare(
     private_root: bool,
     base: &Path,
     closed: OwnedFd,
+    definition: Option<&ProfileDefinition>,
 ) -> Result<Option<Rules>, StepError> {
     const STEP: &str = "landlock";
     let abi = abi();
@@ -124,6 +128,20 @@ pub(super) fn prepare(
     if private_root {
         for path in WRITABLE_OUTSIDE {
             allow(Path::new(path), own)?;
+        }
+    }
+    if let Some(definition) = definition {
+        for change in &definition.paths {
+            let rights = match change.access {
+                Access::Read => read,
+                Access::Write => own,
+                Access::Hide => continue,
+            };
+            let mask = if change.path.is_dir() { u64::MAX } else { access::OF_FILES };
+            allow(&change.path, rights & mask)?;
+        }
+        for path in &definition.devices {
+            allow(path, node)?;
         }
     }
     Ok(Some(Rules { ruleset, closed, abi }))

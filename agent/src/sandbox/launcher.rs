@@ -3,15 +3,17 @@
 #![forbid(unsafe_code)]
 
 use super::SandboxError;
+use super::account::{Account, Accounts};
 use super::artifacts::NamedFiles;
 use super::cgroup::Parent;
 use super::cgroup_group::Group;
+use super::definition::{Definitions, ProfileDefinition};
 use super::keeper::{self, Setup};
 use super::landlock;
 use super::layer::{Layer, Layers};
 use super::paths::BOX;
 use super::plan::Limits;
-use super::profile::{Policy, Profile};
+use super::profile::{Policy, Profile, Shape};
 use super::seccomp::Filters;
 use super::step::StepError;
 use super::sys::{self, Fork};
@@ -32,6 +34,7 @@ use std::fs::{self, File, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Options of `sally-agent launcher`.
@@ -56,9 +59,17 @@ pub struct LauncherArgs {
     /// Account that may use the socket, besides root and the launcher's own
     #[arg(long, value_name = "UID")]
     pub socket_owner: Option<u32>,
-    /// Widest profile that a plan may ask for
+    /// Widest built-in profile that a plan may ask for: strict, net, host, or admin (root on the host; only where this
+    /// launcher is root)
     #[arg(long, default_value = "host", value_name = "PROFILE")]
     pub max_profile: Profile,
+    /// Folder with profiles of this host's operator, NAME.toml each: all of them may be asked for. It and its files must
+    /// be root's or this account's, and nobody else's to write
+    #[arg(long, value_name = "DIR")]
+    pub profiles_dir: Option<PathBuf>,
+    /// Account of this host that a plan may ask to run as; repeatable; only where this launcher is root
+    #[arg(long = "allow-user", value_name = "NAME")]
+    pub users: Vec<String>,
     /// Longest timeout that a plan may ask for, in seconds
     #[arg(long, default_value_t = 30 * 24 * 3600, value_name = "SECONDS")]
     pub max_timeout: u64,
@@ -122,6 +133,8 @@ struct Launcher {
     task_program: PathBuf,
     named_files: NamedFiles,
     groups: Parent,
+    definitions: Definitions,
+    accounts: Accounts,
     listener: OwnedFd,
     signals: SignalFd,
     connections: Vec<Connection>,
@@ -141,15 +154,15 @@ struct Connection {
 #[derive(Default)]
 struct Slot {
     keeper: Option<Handle>,
-    /// Who waits for it: connection, profile, until when.
-    waiting: Vec<(u64, Profile, Instant)>,
+    /// Who waits for it: connection, kind of plans, until when.
+    waiting: Vec<(u64, Shape, Instant)>,
 }
 
 /// A keeper as its launcher holds it.
 struct Handle {
     pid: Pid,
     socket: OwnedFd,
-    profile: Profile,
+    shape: Shape,
     state: State,
 }
 
@@ -195,6 +208,12 @@ impl Launcher {
         if let Parent::Nowhere(why) = &groups {
             tracing::info!(why, "no control groups: limits hold for each process");
         }
+        let definitions = args.profiles_dir.as_deref().map(Definitions::read).unwrap_or_default();
+        definitions.problems.iter().for_each(|problem| tracing::error!("{problem}"));
+        for (name, problem) in definitions.iter().filter_map(|(name, d)| Some((name, d.err()?))) {
+            tracing::error!(profile = %name, "{problem}");
+        }
+        let accounts = Accounts::find(&args.users, mode, args.socket_owner);
         let listener = listen_on(&args.socket, args.socket_owner)?;
         Ok(Self {
             args: LauncherArgs { state, ..args.clone() },
@@ -205,6 +224,8 @@ impl Launcher {
             task_program,
             named_files,
             groups,
+            definitions,
+            accounts,
             listener,
             signals,
             connections: Vec::new(),
@@ -218,54 +239,111 @@ impl Launcher {
 
     fn start_keepers(&mut self) {
         for slot in 0..self.args.slots {
-            self.start_keeper(slot, Profile::Strict);
+            self.start_keeper(slot, Shape::built_in(Profile::Strict));
         }
     }
 
     /// Forks a keeper for a slot, in place of the handle that may be there.
-    fn start_keeper(&mut self, slot: u16, profile: Profile) {
+    fn start_keeper(&mut self, slot: u16, shape: Shape) {
         let (socket, end) = match wire::pair() {
             Ok(pair) => pair,
             Err(errno) => return self.note_trouble(slot, StepError::new("launcher", errno, "socket pair")),
         };
-        let group = self.groups.open(slot).without(&self.args.broken);
+        let setup = match self.setup(slot, &shape) {
+            Ok(setup) => setup,
+            Err(message) => return self.note_trouble(slot, StepError::other("profile", message)),
+        };
+        let rates = setup.definition.as_ref().map(|definition| definition.rates).unwrap_or_default();
+        let group = self.groups.open(slot, &rates).without(&self.args.broken);
         match sys::fork() {
-            Ok(Fork::Child) => keeper::enter(Setup { group, ..self.setup(slot, profile) }, end),
+            Ok(Fork::Child) => keeper::enter(Setup { group, ..setup }, end),
             Ok(Fork::Parent(pid)) => {
-                let handle = Handle { pid, socket, profile, state: State::Starting };
+                let handle = Handle { pid, socket, shape, state: State::Starting };
                 self.slots[usize::from(slot)].keeper = Some(handle);
             }
             Err(errno) => self.note_trouble(slot, StepError::new("launcher", errno, "forking a keeper")),
         }
     }
 
-    fn setup(&self, slot: u16, profile: Profile) -> Setup {
-        let (uid, gid) = match self.mode {
-            Mode::Root => (self.args.uid_base + u32::from(slot), self.args.uid_base + u32::from(slot)),
-            Mode::User => (geteuid().as_raw(), getegid().as_raw()),
+    /// The kernel uid of a slot's scripts in the usual profiles.
+    fn uid_of(&self, slot: u16) -> u32 {
+        match self.mode {
+            Mode::Root => self.args.uid_base + u32::from(slot),
+            Mode::User => geteuid().as_raw(),
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        Policy {
+            max_profile: self.args.max_profile,
+            ceiling: Limits::CEILING,
+            max_timeout_ms: self.args.max_timeout.saturating_mul(1000),
+        }
+    }
+
+    /// The definition and the account that a keeper of this kind needs, if this launcher makes such; the message says
+    /// why not. Here the launcher decides: what an agent says beside a name counts for nothing.
+    fn parts(&self, shape: &Shape) -> Result<(Option<Arc<ProfileDefinition>>, Option<Account>), String> {
+        let profile = shape.profile;
+        self.policy().check_profile(shape)?;
+        if profile == Profile::Admin && self.mode != Mode::Root {
+            return Err("profile admin is root on the host: its launcher must be started as root".into());
+        }
+        let definition = match &shape.defined {
+            None => None,
+            Some(name) => {
+                let definition = self.definitions.get(name)?;
+                if definition.base != profile {
+                    let base = definition.base;
+                    return Err(format!(
+                        "profile {name} starts from {base} here, not from {profile}: ask again"
+                    ));
+                }
+                Some(definition.clone())
+            }
         };
-        Setup {
+        let account = match &shape.user {
+            None => None,
+            Some(_) if profile == Profile::Admin => {
+                return Err("profile admin is root: ask for an account in another profile".into());
+            }
+            Some(user) => Some(self.accounts.get(user)?.clone()),
+        };
+        Ok((definition, account))
+    }
+
+    /// What a keeper of this kind is made from.
+    fn setup(&self, slot: u16, shape: &Shape) -> Result<Setup, String> {
+        let (definition, account) = self.parts(shape)?;
+        let profile = shape.profile;
+        let (uid, gid) = match (&account, profile, self.mode) {
+            (Some(Account { uid, gid, .. }), ..) => (*uid, *gid),
+            (None, Profile::Admin, _) => (0, 0),
+            (None, _, Mode::Root) => (self.uid_of(slot), self.uid_of(slot)),
+            (None, _, Mode::User) => (geteuid().as_raw(), getegid().as_raw()),
+        };
+        let filters = Filters::new(profile, definition.as_deref());
+        Ok(Setup {
             slot,
+            shape: shape.clone(),
             profile,
+            account,
             mode: self.mode,
             uid,
             gid,
-            policy: Policy {
-                max_profile: self.args.max_profile,
-                ceiling: Limits::CEILING,
-                max_timeout_ms: self.args.max_timeout.saturating_mul(1000),
-            },
+            policy: self.policy(),
             host_box: self.host_box.clone(),
             task_program: self.task_program.clone(),
             lock: keeper::lock_path(&self.args.state, slot),
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
-            filters: Filters::new(profile).inspect_err(|error| tracing::error!("{error}")).ok(),
+            filters: filters.inspect_err(|error| tracing::error!("{error}")).ok(),
+            definition,
             named_files: self.named_files,
             group: Group::default(),
             broken: self.args.broken.clone(),
-        }
+        })
     }
 
     fn serve(&mut self) -> Result<(), SandboxError> {
@@ -352,7 +430,7 @@ impl Launcher {
             self.note_trouble(slot, error);
         } else if replace {
             tracing::warn!(slot, pid = pid.as_raw(), "keeper died, starting another");
-            self.start_keeper(slot, handle.profile);
+            self.start_keeper(slot, handle.shape);
         }
     }
 
@@ -373,7 +451,7 @@ impl Launcher {
                     handle.state = State::Idle;
                     // Whoever was in this slot before is gone, and with the last one a group may be.
                     self.groups.sweep();
-                    if handle.profile == Profile::Strict {
+                    if handle.shape == Shape::built_in(Profile::Strict) {
                         self.layers = layers;
                     }
                     self.trouble = None;
@@ -412,7 +490,7 @@ impl Launcher {
         let Some(connection) = self.connections.iter().find(|c| c.id == id) else { return };
         match wire::receive::<Request>(connection.socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
             Ok(Some((Request::Info, _))) => self.reply(id, &Reply::Info(self.info()), &[]),
-            Ok(Some((Request::Open { slot, profile }, _))) => self.open(id, slot, profile),
+            Ok(Some((Request::Open { slot, shape }, _))) => self.open(id, slot, shape),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(Errno::EBADMSG | Errno::EMSGSIZE) => {
                 self.reply(id, &Reply::Refused("the request cannot be read".into()), &[]);
@@ -422,20 +500,17 @@ impl Launcher {
     }
 
     /// Gives a connection a socket to a keeper of the slot, now or as soon as there is one.
-    fn open(&mut self, id: u64, slot: u16, profile: Profile) {
-        let widest = self.args.max_profile;
+    fn open(&mut self, id: u64, slot: u16, shape: Shape) {
         if slot >= self.args.slots {
             let message = format!("there is no slot {slot}; this launcher has {}", self.args.slots);
             return self.reply(id, &Reply::Refused(message), &[]);
         }
-        if profile > widest {
-            let message =
-                format!("profile {profile} is wider than {widest}, the widest this launcher allows");
+        if let Err(message) = self.parts(&shape) {
             return self.reply(id, &Reply::Refused(message), &[]);
         }
-        self.slots[usize::from(slot)].waiting.push((id, profile, Instant::now() + OPEN_LIMIT));
+        self.slots[usize::from(slot)].waiting.push((id, shape.clone(), Instant::now() + OPEN_LIMIT));
         if self.slots[usize::from(slot)].keeper.is_none() {
-            self.start_keeper(slot, profile);
+            self.start_keeper(slot, shape);
         }
         self.grant(slot);
     }
@@ -444,8 +519,8 @@ impl Launcher {
     fn grant(&mut self, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         let Some(handle) = slot.keeper.as_ref().filter(|handle| handle.state == State::Idle) else { return };
-        let Some((_, wanted, _)) = slot.waiting.first().copied() else { return };
-        if handle.profile != wanted {
+        let Some((_, wanted, _)) = slot.waiting.first().cloned() else { return };
+        if handle.shape != wanted {
             // Made for another root: it ends, and the new one waits for the slot's lock until it has.
             let _ =
                 wire::send(handle.socket.as_fd(), &Order::Stop { kill: false }, &[], MsgFlags::MSG_DONTWAIT);
@@ -493,7 +568,7 @@ impl Launcher {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: getpid().as_raw(),
             mode: self.mode,
-            uid_base: self.setup(0, Profile::Strict).uid,
+            uid_base: self.uid_of(0),
             slots: self.args.slots,
             max_profile: self.args.max_profile,
             host_box: self.host_box.to_string_lossy().into_owned(),
@@ -501,6 +576,8 @@ impl Launcher {
             layers: self.layers.clone(),
             landlock_abi: landlock::abi(),
             trouble: self.trouble.clone(),
+            defined: self.definitions.summary(),
+            users: self.accounts.names(),
         }
     }
 

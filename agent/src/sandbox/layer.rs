@@ -48,10 +48,19 @@ pub enum Layer {
     CgroupPids,
     /// Processor time of the tree by control group: weight and account.
     CgroupCpu,
+    /// A share of the processors that the tree cannot go beyond; only where a profile's definition sets one.
+    CgroupCpuQuota,
+    /// How fast the tree may use disks, by control group; only where a profile's definition limits it.
+    CgroupIo,
+    /// The script runs as the account that the plan names; only where it names one.
+    Account,
 }
 
 impl Layer {
-    /// Every layer, in the order of reports.
+    /// Layers that are reported only where something asks for them.
+    pub const ON_DEMAND: [Layer; 3] = [Layer::CgroupCpuQuota, Layer::CgroupIo, Layer::Account];
+
+    /// Every layer that each report has, in the order of reports.
     pub const ALL: [Layer; 19] = [
         Layer::User,
         Layer::Uid,
@@ -96,6 +105,9 @@ impl Layer {
             Layer::CgroupMemory => "cgroup_memory",
             Layer::CgroupPids => "cgroup_pids",
             Layer::CgroupCpu => "cgroup_cpu",
+            Layer::CgroupCpuQuota => "cgroup_cpu_quota",
+            Layer::CgroupIo => "cgroup_io",
+            Layer::Account => "account",
         }
     }
 }
@@ -110,8 +122,8 @@ impl FromStr for Layer {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Layer::ALL.into_iter().find(|layer| layer.name() == name).ok_or_else(|| {
-            let names: Vec<_> = Layer::ALL.iter().map(|l| l.name()).collect();
+        Layer::ALL.into_iter().chain(Layer::ON_DEMAND).find(|layer| layer.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Layer::ALL.iter().chain(&Layer::ON_DEMAND).map(|l| l.name()).collect();
             format!("no layer is called {name:?}; the layers are {}", names.join(", "))
         })
     }
@@ -144,7 +156,7 @@ mod tests {
 
     #[test]
     fn every_layer_has_one_name_in_text_and_in_json() {
-        for layer in Layer::ALL {
+        for layer in Layer::ALL.into_iter().chain(Layer::ON_DEMAND) {
             assert_eq!(layer.name().parse(), Ok(layer));
             assert_eq!(serde_json::to_string(&layer).unwrap_or_default(), format!("\"{layer}\""));
         }

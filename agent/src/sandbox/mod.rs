@@ -3,11 +3,14 @@
 //! This room knows nothing of the broker, of results or of what a script prints. In reading order:
 //!
 //! - `layer`, `profile`, `plan`, `record`, `paths`: what is asked for and what is answered. Pure data.
+//! - `definition`: profiles that an operator defines, read by the launcher. `extras`: their paths and devices as mounts.
 //! - `folder`, `client`: the agent's side. Asynchronous, holds no privileges, forks nothing.
 //! - `wire`: the messages between all of them.
 //! - `launcher`: forks keepers. `keeper`: owns a slot. `attempt`, `capture`: one run as its keeper sees it.
 //! - `forker`: where attempts are born. `template`: the root file system. `init`, `stage`, `program`: the way from a fork to the script.
-//! - `cgroup`, `cgroup_group`: control groups: where they are, and one slot's.
+//! - `account`: accounts of the host that scripts may run as.
+//! - `descendants`: the end of a tree that has no pid namespace.
+//! - `cgroup`, `cgroup_group`, `cgroup_rates`: control groups: where they are, one slot's, and how fast it may go.
 //! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `explain`: the same in words, for people.
@@ -17,13 +20,18 @@
 //! From `launcher` down every process has one thread and forks without executing anything: a forked copy
 //! may use its heap, and starting another program would cost more than the whole sandbox.
 
+mod account;
 mod artifacts;
 mod attempt;
 mod capture;
 mod cgroup;
 mod cgroup_group;
+mod cgroup_rates;
 mod client;
+mod definition;
+mod descendants;
 mod explain;
+mod extras;
 mod folder;
 mod forker;
 mod init;
@@ -47,6 +55,10 @@ mod wire;
 
 pub use artifacts::{DoorBytes, NamedFile, NamedFiles};
 pub use client::{Launcher, Started, connect_within, spawn_launcher};
+pub use definition::{
+    Access, DefinedProfile, DefinitionProblem, Definitions, PROFILES_DIR, PathChange, ProfileDefinition,
+    Rates,
+};
 pub use explain::{Explained, Section, explain};
 pub use folder::{Event, Events, Go, Handover, RunFolder, RunInputs, Script};
 pub use landlock::{WHOLE_ABI as WHOLE_LANDLOCK, abi as landlock_abi};
@@ -54,9 +66,10 @@ pub use launcher::{LauncherArgs, UID_BASE, run as run_launcher};
 pub use layer::{Hold, Layer, Layers, missing as missing_layers};
 pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
-pub use profile::{Policy, Profile};
+pub use profile::{Policy, Profile, Shape};
 pub use record::{
-    Collected, ExitRecord, LimitHit, LimitName, MAX_RECORD_BYTES, Outcome, RECORD_VERSION, StreamCount, Usage,
+    Collected, ExitRecord, KeptFolder, LimitHit, LimitName, MAX_RECORD_BYTES, Outcome, RECORD_VERSION,
+    StreamCount, Usage,
 };
 pub use seccomp::table as system_calls;
 pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::layer::Layer;
-use super::profile::Profile;
+use super::profile::{Profile, Shape};
+use sally_common::name::ProfileName;
+use sally_common::wire::order::is_account_name;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -27,8 +29,14 @@ pub struct Plan {
     pub run: String,
     /// The attempt's number. For logs and records only.
     pub attempt: u32,
-    /// The level of isolation.
+    /// The level of isolation; of a profile that an operator defined, the one that it starts from.
     pub profile: Profile,
+    /// The operator's profile, if it is one. Its definition is the launcher's; the plan has only the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defined: Option<ProfileName>,
+    /// The account of the host to run as; else one of nobody (`admin`: root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// What is executed.
     pub program: Program,
     /// For a script the arguments after it; for a command the command and its arguments.
@@ -43,6 +51,9 @@ pub struct Plan {
     pub exit_grace_ms: u64,
     /// How much of everything.
     pub limits: Limits,
+    /// How much of the work folder is kept in the run folder at the end, in bytes; 0: nothing.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keep_bytes: u64,
     /// Layers without which the program must not start.
     #[serde(default)]
     pub require: Vec<Layer>,
@@ -94,6 +105,11 @@ pub struct Limits {
     pub cpu_ms: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// The limits that a configuration may set. That of the result is fixed by what a result may be.
 const SETTABLE: &str = "the limits are stdout_bytes, stderr_bytes, work_bytes, work_files, artifact_bytes, \
     artifact_files, script_bytes, file_bytes, open_files, processes, memory_bytes and cpu_ms";
@@ -125,6 +141,22 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The names of those that [`Limits::set`] knows.
+    pub const SETTABLE_NAMES: [&str; 12] = [
+        "stdout_bytes",
+        "stderr_bytes",
+        "work_bytes",
+        "work_files",
+        "artifact_bytes",
+        "artifact_files",
+        "script_bytes",
+        "file_bytes",
+        "open_files",
+        "processes",
+        "memory_bytes",
+        "cpu_ms",
+    ];
+
     /// What a launcher grants at most unless it is told otherwise.
     pub const CEILING: Limits = Limits {
         stdout_bytes: 16 * 1024 * MIB,
@@ -234,6 +266,12 @@ impl Plan {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("environment variable {:?} is given twice", pair[0]));
         }
+        if self.user.as_deref().is_some_and(|user| !is_account_name(user)) {
+            return Err("plan names an account that no host can have".into());
+        }
+        if self.keep_bytes > Limits::CEILING.work_bytes {
+            return Err(format!("plan keeps more than {} bytes", Limits::CEILING.work_bytes));
+        }
         if self.timeout_ms == 0 {
             return Err("plan has a timeout of 0 ms".into());
         }
@@ -253,6 +291,11 @@ impl Plan {
         Ok(())
     }
 
+    /// What a keeper must be made for to carry it out.
+    pub fn shape(&self) -> Shape {
+        Shape { profile: self.profile, defined: self.defined.clone(), user: self.user.clone() }
+    }
+
     /// Returns the search path for commands: the plan's own `PATH`, or the default.
     pub fn search_path(&self) -> &str {
         self.env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value)
@@ -268,14 +311,15 @@ impl Plan {
         };
         let network = match self.profile {
             Profile::Strict => "an own network namespace with no network",
-            Profile::Net | Profile::Host => "the host's network",
+            Profile::Net | Profile::Host | Profile::Admin => "the host's network",
         };
         let files = match self.profile {
             Profile::Strict | Profile::Net => "a private read-only root with the host's programs",
             Profile::Host => "the host's whole file system, read-only",
+            Profile::Admin => "the host's whole file system, writable, as root",
         };
         let lines = [
-            format!("run {program} under profile {}", self.profile),
+            format!("run {program} under profile {}", self.shape().name()),
             format!("give it {network} and {files}"),
             format!("send TERM after {} ms, KILL {} ms later", self.timeout_ms, self.grace_ms),
             format!("kill what is left {} ms after the main process has ended", self.exit_grace_ms),
@@ -314,6 +358,8 @@ pub(super) mod tests {
             run: "01j".into(),
             attempt: 1,
             profile: Profile::Strict,
+            defined: None,
+            user: None,
             program: Program::Command,
             argv: vec!["true".into()],
             env: vec![("PATH".into(), "/bin".into())],
@@ -321,6 +367,7 @@ pub(super) mod tests {
             grace_ms: 100,
             exit_grace_ms: 100,
             limits: Limits::default(),
+            keep_bytes: 0,
             require: vec![],
         }
     }
@@ -347,6 +394,8 @@ pub(super) mod tests {
         refused(|p| p.env.push(("A=B".into(), String::new())), "A=B");
         refused(|p| p.env.push(("PATH".into(), String::new())), "twice");
         refused(|p| p.timeout_ms = 0, "timeout");
+        refused(|p| p.user = Some("-x".into()), "account");
+        refused(|p| p.keep_bytes = u64::MAX, "keeps more");
         refused(|p| p.limits.work_bytes = 0, "work_bytes");
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::plan::{Limits, Plan};
+use sally_common::name::ProfileName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -16,11 +17,18 @@ pub enum Profile {
     Net,
     /// Reads the host's files and processes, writes only its box.
     Host,
+    /// Root on the host: nothing is closed to it. Time, limits and the end of the whole tree are still the keeper's.
+    Admin,
 }
 
 impl Profile {
-    /// Every profile, tight ones first.
+    /// Every profile that confines, tight ones first: all but `admin`.
     pub const ALL: [Profile; 3] = [Profile::Strict, Profile::Net, Profile::Host];
+
+    /// Whether the host's file system, processes and `/tmp` are there inside.
+    pub fn sees_host(self) -> bool {
+        self >= Profile::Host
+    }
 
     /// The name used everywhere outside the code.
     pub fn name(self) -> &'static str {
@@ -28,7 +36,14 @@ impl Profile {
             Profile::Strict => "strict",
             Profile::Net => "net",
             Profile::Host => "host",
+            Profile::Admin => "admin",
         }
+    }
+
+    /// Its name, as the wire has it.
+    pub fn to_name(self) -> ProfileName {
+        // NOTE: each of them is a name by the rules of names; a test says so.
+        ProfileName::new(self.name()).unwrap_or_default()
     }
 }
 
@@ -42,17 +57,53 @@ impl FromStr for Profile {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Profile::ALL
-            .into_iter()
-            .find(|p| p.name() == name)
-            .ok_or_else(|| format!("no profile is called {name:?}; the profiles are strict, net and host"))
+        Profile::ALL.into_iter().chain([Profile::Admin]).find(|p| p.name() == name).ok_or_else(|| {
+            format!("no built-in profile is called {name:?}; they are strict, net, host and admin")
+        })
+    }
+}
+
+/// What a keeper is made for: it carries out plans of this kind and no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// The profile, or what an operator's profile starts from.
+    pub profile: Profile,
+    /// The operator's profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defined: Option<ProfileName>,
+    /// The account of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+impl Shape {
+    /// A built-in profile as it is.
+    pub const fn built_in(profile: Profile) -> Shape {
+        Shape { profile, defined: None, user: None }
+    }
+
+    /// The profile's name, its operator's if it is one.
+    pub fn name(&self) -> ProfileName {
+        self.defined.clone().unwrap_or_else(|| self.profile.to_name())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.defined, &self.user) {
+            (None, None) => write!(f, "{}", self.profile),
+            (None, Some(user)) => write!(f, "{} as {user}", self.profile),
+            (Some(name), None) => write!(f, "{name}"),
+            (Some(name), Some(user)) => write!(f, "{name} as {user}"),
+        }
     }
 }
 
 /// What a launcher grants. Given when it starts; a plan that asks for more is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// The widest profile allowed.
+    /// The widest built-in profile allowed. An operator's profile is allowed by being in the launcher's folder, but one
+    /// that starts from `admin` only where this is `admin`.
     pub max_profile: Profile,
     /// The largest value allowed for each limit.
     pub ceiling: Limits,
@@ -60,15 +111,27 @@ pub struct Policy {
     pub max_timeout_ms: u64,
 }
 
+impl Default for Policy {
+    /// What a launcher grants that is told nothing.
+    fn default() -> Self {
+        Self { max_profile: Profile::Host, ceiling: Limits::CEILING, max_timeout_ms: 30 * 24 * 3600 * 1000 }
+    }
+}
+
 impl Policy {
+    /// Checks how wide a profile is. Whether an operator's profile is there at all is for whoever has the definitions.
+    pub fn check_profile(&self, shape: &Shape) -> Result<(), String> {
+        let by_its_file = shape.defined.is_some() && shape.profile != Profile::Admin;
+        if shape.profile <= self.max_profile || by_its_file {
+            return Ok(());
+        }
+        let name = shape.name();
+        Err(format!("profile {name} is wider than {}, the widest this launcher allows", self.max_profile))
+    }
+
     /// Checks a well-formed plan against the policy; the message says which value is too much.
     pub fn check(&self, plan: &Plan) -> Result<(), String> {
-        if plan.profile > self.max_profile {
-            return Err(format!(
-                "profile {} is wider than {}, the widest this launcher allows",
-                plan.profile, self.max_profile
-            ));
-        }
+        self.check_profile(&plan.shape())?;
         if plan.timeout_ms > self.max_timeout_ms {
             return Err(format!(
                 "timeout of {} ms is longer than {} ms, the longest this launcher allows",
@@ -95,6 +158,21 @@ mod tests {
         plan.profile = Profile::Net;
         plan.timeout_ms = 60_000;
         assert_eq!(policy().check(&plan), Ok(()));
+    }
+
+    #[test]
+    fn an_operators_profile_is_granted_by_its_file_but_admin_by_the_policy_alone() {
+        let mut plan = plan();
+        plan.defined = Some(ProfileName::new("db-audit").unwrap());
+        plan.profile = Profile::Host;
+        assert_eq!(policy().check(&plan), Ok(()));
+        plan.profile = Profile::Admin;
+        assert!(policy().check(&plan).unwrap_err().contains("db-audit is wider than net"));
+        for profile in Profile::ALL.into_iter().chain([Profile::Admin]) {
+            assert_eq!(profile.to_name().as_str(), profile.name());
+            assert!(profile.to_name().is_built_in());
+            assert_eq!(profile.name().parse(), Ok(profile));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::layer::Layers;
 use super::profile::Profile;
+use sally_common::name::ProfileName;
 use serde::{Deserialize, Serialize};
 
 /// The version of the record's form.
@@ -43,6 +44,9 @@ pub struct ExitRecord {
     /// The files that the script named to be kept, as far as the limit of their number; empty if it named none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<Collected>,
+    /// The work folder as it was kept, if the plan asked for it and the program ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptFolder>,
     /// What it used.
     pub usage: Usage,
     /// The limit that ended the run, or else one that it ran into. The timeout is an outcome of its own, and streams tell
@@ -55,6 +59,9 @@ pub struct ExitRecord {
     pub uid: u32,
     /// The profile of the plan.
     pub profile: Profile,
+    /// The operator's profile of the plan, which starts from that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defined: Option<ProfileName>,
     /// What the sandbox really enforced. Empty if it failed before it could tell.
     pub layers: Layers,
 }
@@ -108,6 +115,22 @@ pub struct Collected {
     /// Its size; 0 if it could not be kept.
     pub bytes: u64,
     /// Why it could not be kept. It is kept whole or not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A work folder that was kept: a tar archive behind the files to keep.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFolder {
+    /// Where it begins in the file that also holds the files to keep.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Files, folders and links in it.
+    pub entries: u64,
+    /// What is not in it: no room, unreadable, or nothing that an archive can hold.
+    pub left_out: u64,
+    /// Why it ends early, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -223,11 +246,13 @@ mod tests {
             result: StreamCount::default(),
             result_file: None,
             artifacts: vec![],
+            kept: None,
             usage: Usage::default(),
             limit: Some(LimitHit { limit: LimitName::WorkFiles, ended: false }),
             leftovers: 3,
             uid: 200_000,
             profile: Profile::Strict,
+            defined: None,
             layers: Layers::from([(Layer::NoNewPrivs, Hold::Enforced)]),
         }
     }

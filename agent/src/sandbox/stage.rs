@@ -12,6 +12,7 @@ use super::landlock::Rules;
 use super::layer::{Hold, Layer, Layers, missing};
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
+use super::profile::Profile;
 use super::program;
 use super::seccomp::Filters;
 use super::secrets;
@@ -107,14 +108,16 @@ impl Stage<'_> {
         socket: &mut Socket,
     ) -> Result<Word, StepError> {
         // The keeper has checked the plan; this is the same code on the same bytes.
-        let plan = Plan::parse(bytes).map_err(|message| StepError::other("plan", message))?;
+        let plan = self.setup.read_plan(bytes).map_err(|message| StepError::other("plan", message))?;
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
         self.landlock(fds.inputs.stdin.as_ref());
         let (keeper, go) = self.descriptors(keeper, fds)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
-        umask(Mode::from_bits_truncate(0o077));
+        // What `admin` leaves behind is the host's, and others have to read it.
+        let mask = if self.setup.profile == Profile::Admin { 0o022 } else { 0o077 };
+        umask(Mode::from_bits_truncate(mask));
         chdir(&self.paths.work()).step("box", "entering the work folder")?;
         self.rlimits(&plan.limits)?;
         self.no_new_privs()?;
@@ -236,7 +239,9 @@ impl Stage<'_> {
 
     fn capabilities(&mut self) -> Result<(), StepError> {
         const STEP: &str = "capabilities";
-        if self.setup.broken(Layer::Capabilities) {
+        if self.setup.profile == Profile::Admin {
+            // Root keeps them.
+        } else if self.setup.broken(Layer::Capabilities) {
             sys::pass_capabilities_on().step(STEP, "keeping them, as a test asked")?;
         } else {
             sys::set_capabilities(0).step(STEP, "dropping all")?;

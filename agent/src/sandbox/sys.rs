@@ -71,7 +71,17 @@ impl MountFlags {
 
 /// Sets flags on the mount at `path`, with every mount below it if `recursive`.
 pub(super) fn mount_setattr(path: &CStr, recursive: bool, flags: MountFlags) -> nix::Result<()> {
-    let attr = libc::mount_attr { attr_set: flags.0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    change_mount(path, recursive, flags, MountFlags(0))
+}
+
+/// Lets the mount at `path`, with every mount below it, be written, and sets flags on them. The kernel refuses it for
+/// what its host has mounted read-only.
+pub(super) fn make_mount_writable(path: &CStr, flags: MountFlags) -> nix::Result<()> {
+    change_mount(path, true, flags, MountFlags::READ_ONLY)
+}
+
+fn change_mount(path: &CStr, recursive: bool, set: MountFlags, clear: MountFlags) -> nix::Result<()> {
+    let attr = libc::mount_attr { attr_set: set.0, attr_clr: clear.0, propagation: 0, userns_fd: 0 };
     let how = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `path` is NUL-terminated and `attr` a live struct of the size that is passed; the kernel
     // reads both and keeps neither.
@@ -86,6 +96,23 @@ pub(super) fn mount_setattr(path: &CStr, recursive: bool, flags: MountFlags) -> 
         )
     };
     Errno::result(rc).map(drop)
+}
+
+/// A descriptor of a process: it means this process and no later one of its number.
+pub(super) fn open_process(pid: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open(2) takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, c_long::from(pid.as_raw()), 0 as c_long) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel made this descriptor just now, close-on-exec, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sends a signal to the process of a descriptor.
+pub(super) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> nix::Result<()> {
+    const NONE: c_long = 0;
+    let (fd, signal) = (c_long::from(process.as_raw_fd()), c_long::from(signal as c_int));
+    // SAFETY: pidfd_send_signal(2) takes three integers and a pointer that may be null, as it is here.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, NONE, NONE) }).map(drop)
 }
 
 /// Closes every descriptor from `first` to `last`, both included.

@@ -2,6 +2,7 @@
 //! Then what each attempt adds: `/proc`, and the writable folders of the box.
 #![forbid(unsafe_code)]
 
+use super::extras::Extras;
 use super::paths::BOX;
 use super::profile::Profile;
 use super::step::{Step, StepError};
@@ -26,7 +27,11 @@ pub(super) struct Template<'a> {
     pub(super) task_program: BorrowedFd<'a>,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// For tests: keep the host's root instead of a private one, as it is: writable, with setuid and devices.
+    /// The name of that uid inside.
+    pub(super) account: &'a str,
+    /// What an operator's profile adds and takes away.
+    pub(super) extras: Extras,
+    /// For tests, and for `admin`: keep the host's root instead of a private one, as it is: writable, with setuid and devices.
     pub(super) break_root: bool,
 }
 
@@ -71,9 +76,9 @@ impl Template<'_> {
     /// Makes the template the calling process's root. Its mount namespace must be its own already.
     pub(super) fn enter(&self) -> Result<(), StepError> {
         // Nothing mounted here may reach the host, nor the other way round.
-        remount_private()?;
+        remount_private(self.profile)?;
         let root = self.host_box;
-        if self.profile == Profile::Host || self.break_root {
+        if self.profile.sees_host() || self.break_root {
             self.build_host(root)?;
         } else {
             self.build_private(root)?;
@@ -83,7 +88,7 @@ impl Template<'_> {
 
     /// The box's path as attempts of this template see it.
     pub(super) fn box_path(&self) -> &Path {
-        if self.profile == Profile::Host || self.break_root { self.host_box } else { Path::new(BOX) }
+        if self.profile.sees_host() || self.break_root { self.host_box } else { Path::new(BOX) }
     }
 
     fn build_private(&self, root: &Path) -> Result<(), StepError> {
@@ -108,8 +113,10 @@ impl Template<'_> {
         bind(Path::new("/proc"), &root.join("proc"), true)?;
         let inside = root.join(BOX.trim_start_matches('/'));
         self.build_box(&inside)?;
+        self.extras.mount(root)?;
         let everything = MountFlags::READ_ONLY.and(MountFlags::NO_SUID);
-        set_flags(root, true, everything)
+        set_flags(root, true, everything)?;
+        self.extras.set_flags(root)
     }
 
     fn build_dev(&self, dev: &Path) -> Result<(), StepError> {
@@ -131,14 +138,14 @@ impl Template<'_> {
     }
 
     fn build_etc(&self, etc: &Path) -> Result<(), StepError> {
-        let (uid, gid) = (self.uid, self.gid);
+        let (uid, gid, name) = (self.uid, self.gid, self.account);
         let made = ETC_MADE;
         let passwd = format!(
-            "root:x:0:0:root:/root:/bin/sh\nsally:x:{uid}:{gid}:sally:{BOX}/work:/bin/sh\n\
+            "root:x:0:0:root:/root:/bin/sh\n{name}:x:{uid}:{gid}:{name}:{BOX}/work:/bin/sh\n\
              nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
         );
         make_file(&etc.join(made[0]), passwd.as_bytes(), 0o644)?;
-        let group = format!("root:x:0:\nsally:x:{gid}:\nnogroup:x:65534:\n");
+        let group = format!("root:x:0:\n{name}:x:{gid}:\nnogroup:x:65534:\n");
         make_file(&etc.join(made[1]), group.as_bytes(), 0o644)?;
         let lookup = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n";
         make_file(&etc.join(made[2]), lookup, 0o644)?;
@@ -171,15 +178,18 @@ impl Template<'_> {
 
     fn build_host(&self, root: &Path) -> Result<(), StepError> {
         bind_all(Path::new("/"), root)?;
+        self.extras.mount(root)?;
         if !self.break_root {
             let all = MountFlags::READ_ONLY.and(MountFlags::NO_SUID).and(MountFlags::NO_DEV);
             set_flags(root, true, all)?;
         }
+        self.extras.set_flags(root)?;
         // The safe nodes again, from the host's side: those mounts still allow devices.
         for name in DEVICES {
             let node = Path::new("/dev").join(name);
             bind(&node, &root.join("dev").join(name), false)?;
         }
+        self.extras.mount_devices(root)?;
         let inside = root.join(self.host_box.strip_prefix("/").unwrap_or(self.host_box));
         tmpfs(&inside, "mode=0755,size=1m,nr_inodes=64")?;
         self.build_box(&inside)?;
@@ -217,7 +227,7 @@ pub(super) fn add_attempt(
     work_bytes: u64,
     work_files: u64,
 ) -> Result<Attempt, StepError> {
-    let own_proc = profile != Profile::Host && mount_proc()?;
+    let own_proc = !profile.sees_host() && mount_proc()?;
     attempt_tmpfs(&base.join("in"), "mode=0755,nr_inodes=16")?;
     // One file system for all that is writable, so that one limit holds for all. It is mounted at work,
     // its folders are bound to their places, and the last of these covers it.
@@ -286,8 +296,10 @@ fn mount_proc() -> Result<bool, StepError> {
     }
 }
 
-fn remount_private() -> Result<(), StepError> {
-    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+/// Nothing mounted from here on reaches the host. What the host mounts reaches `admin` alone, whose root is the host's.
+fn remount_private(profile: Profile) -> Result<(), StepError> {
+    let kind = if profile == Profile::Admin { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
+    let flags = MsFlags::MS_REC | kind;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).step(STEP, "making all mounts private")
 }
 
@@ -300,7 +312,7 @@ fn switch_root(root: &Path) -> Result<(), StepError> {
     chdir("/").step(STEP, "/")
 }
 
-fn tmpfs(target: &Path, options: &str) -> Result<(), StepError> {
+pub(super) fn tmpfs(target: &Path, options: &str) -> Result<(), StepError> {
     let flags = MsFlags::MS_NOSUID;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options))
         .step(STEP, format!("tmpfs on {}", target.display()))
@@ -318,7 +330,7 @@ fn attempt_bind(source: &Path, target: &Path) -> Result<(), StepError> {
 }
 
 /// Binds with everything below, changing no flag.
-fn bind_all(source: &Path, target: &Path) -> Result<(), StepError> {
+pub(super) fn bind_all(source: &Path, target: &Path) -> Result<(), StepError> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .step(STEP, format!("{} on {}", source.display(), target.display()))
 }
@@ -330,17 +342,17 @@ fn bind(source: &Path, target: &Path, no_devices: bool) -> Result<(), StepError>
     set_flags(target, true, if no_devices { flags.and(MountFlags::NO_DEV) } else { flags })
 }
 
-fn set_flags(target: &Path, recursive: bool, flags: MountFlags) -> Result<(), StepError> {
+pub(super) fn set_flags(target: &Path, recursive: bool, flags: MountFlags) -> Result<(), StepError> {
     sys::mount_setattr(&c_path(target), recursive, flags)
         .step(STEP, format!("making {} read-only", target.display()))
 }
 
-fn make_dir(path: &Path) -> Result<(), StepError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), StepError> {
     fs::create_dir(path).step(STEP, path.display())?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).step(STEP, path.display())
 }
 
-fn make_file(path: &Path, content: &[u8], mode: u32) -> Result<(), StepError> {
+pub(super) fn make_file(path: &Path, content: &[u8], mode: u32) -> Result<(), StepError> {
     fs::write(path, content).step(STEP, path.display())?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).step(STEP, path.display())
 }
@@ -350,6 +362,6 @@ fn make_link(target: impl AsRef<Path>, path: &Path) -> Result<(), StepError> {
 }
 
 /// A path as the kernel takes it. Paths come from this program or from its command line, where NUL cannot occur.
-fn c_path(path: &Path) -> CString {
+pub(super) fn c_path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
 }

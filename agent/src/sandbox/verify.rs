@@ -4,7 +4,6 @@
 use super::keeper::Setup;
 use super::landlock::{Rules, WHOLE_ABI};
 use super::layer::{Hold, Layer, Layers};
-use super::profile::Profile;
 use super::sys;
 use super::wire::Mode;
 use nix::errno::Errno;
@@ -13,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::kill;
 use nix::sys::stat::{Mode as FileMode, mkdirat, stat};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Uid, UnlinkatFlags, geteuid, getpid, getppid, setresuid, unlinkat};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, getpid, getppid, getuid, setresuid, unlinkat};
 use std::fs;
 
 /// The namespaces of a process, by the numbers that `/proc/PID/ns` shows. 0 is "could not be read".
@@ -54,11 +53,11 @@ pub(super) fn namespaces(setup: &Setup, own_proc: bool) -> Layers {
     };
     let pid = match differs(own.pid, host.pid) {
         // The host's processes can be seen, though not reached. In `host` that is the purpose.
-        Hold::Enforced if !own_proc && setup.profile != Profile::Host => Hold::Degraded,
+        Hold::Enforced if !own_proc && !setup.profile.sees_host() => Hold::Degraded,
         Hold::Enforced if getpid().as_raw() > 16 => Hold::Absent,
         hold => hold,
     };
-    Layers::from([
+    let mut layers = Layers::from([
         (Layer::User, differs(own.user, host.user)),
         (Layer::Uid, uid(setup)),
         (Layer::Mount, mount),
@@ -67,13 +66,18 @@ pub(super) fn namespaces(setup: &Setup, own_proc: bool) -> Layers {
         (Layer::Ipc, differs(own.ipc, host.ipc)),
         (Layer::Uts, differs(own.uts, host.uts)),
         (Layer::Root, root(setup)),
-    ])
+    ]);
+    if let Some(account) = &setup.account {
+        let holds = geteuid().as_raw() == account.uid && getuid() == geteuid();
+        layers.insert(Layer::Account, if holds { Hold::Enforced } else { Hold::Absent });
+    }
+    layers
 }
 
 fn uid(setup: &Setup) -> Hold {
     let own = geteuid().as_raw();
     // The map is U to U, so the uid seen here is the kernel's.
-    let separate = setup.mode == Mode::Root && own == setup.uid && own != 0;
+    let separate = setup.mode == Mode::Root && setup.account.is_none() && own == setup.uid && own != 0;
     if separate { Hold::Enforced } else { Hold::Absent }
 }
 

@@ -2,9 +2,10 @@
 //! message a packet, descriptors beside it.
 #![forbid(unsafe_code)]
 
+use super::definition::DefinedProfile;
 use super::layer::Layers;
 use super::plan::MAX_PLAN_BYTES;
-use super::profile::Profile;
+use super::profile::{Profile, Shape};
 use super::step::StepError;
 use super::sys;
 use nix::errno::Errno;
@@ -109,8 +110,12 @@ impl Inputs {
 pub(super) enum Request {
     /// Who are you and what can you do?
     Info,
-    /// Give me a socket to a keeper of this slot, made for this profile.
-    Open { slot: u16, profile: Profile },
+    /// Give me a socket to a keeper of this slot, made for plans of this kind.
+    Open {
+        slot: u16,
+        #[serde(flatten)]
+        shape: Shape,
+    },
 }
 
 /// Launcher to agent.
@@ -157,6 +162,12 @@ pub struct LauncherInfo {
     pub landlock_abi: u32,
     /// Why the newest keeper could not be made, if so.
     pub trouble: Option<StepError>,
+    /// Profiles that its operator defined.
+    #[serde(default)]
+    pub defined: Vec<DefinedProfile>,
+    /// Accounts that a plan may ask for.
+    #[serde(default)]
+    pub users: Vec<String>,
 }
 
 /// How the slots of a launcher are told apart by the kernel.
@@ -328,6 +339,12 @@ mod tests {
         assert_eq!(fds.len(), 2);
         drop(a);
         assert!(receive::<Request>(b.as_fd(), MsgFlags::empty()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_request_for_a_built_in_profile_is_what_it_always_was() {
+        let request = Request::Open { slot: 3, shape: Shape::built_in(Profile::Net) };
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"open":{"slot":3,"profile":"net"}}"#);
     }
 
     #[test]

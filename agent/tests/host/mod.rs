@@ -214,6 +214,8 @@ pub(crate) fn plan(shell: &str) -> Plan {
         run: "test".into(),
         attempt: 1,
         profile: Profile::Strict,
+        defined: None,
+        user: None,
         program: Program::Command,
         argv: ["sh", "-c", shell].map(String::from).to_vec(),
         env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
@@ -221,6 +223,7 @@ pub(crate) fn plan(shell: &str) -> Plan {
         grace_ms: 5_000,
         exit_grace_ms: 250,
         limits: Limits::default(),
+        keep_bytes: 0,
         require: vec![],
     }
 }

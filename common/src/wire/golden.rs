@@ -27,7 +27,7 @@ use super::api::{
     Submit,
 };
 use super::command::{Answer, Cancel, Chunk, Dispatch, Lane, Probe, Receipt, RunAttempt, Stored, To};
-use super::order::{Content, Order, Profile, Program, Retry, RetryOn, SealedSecret, Task};
+use super::order::{ACCOUNT_LAYER, Content, Order, Program, Retry, RetryOn, SealedSecret, Task};
 use super::record::*;
 use super::report::*;
 use super::{
@@ -36,7 +36,7 @@ use super::{
 use crate::id::{Digest, Incarnation, JobId, Nonce, RunId};
 use crate::key::SigningKey;
 use crate::limit;
-use crate::name::{Agent, TaskName, User, Zone};
+use crate::name::{Agent, ProfileName, TaskName, User, Zone};
 use crate::selector::Targets;
 use crate::trust::{Caller, TrustList};
 
@@ -489,8 +489,10 @@ fn whole_task() -> Task {
             agent_key: keys(3).public().clone(),
             sealed: "c2VhbGVk".into(),
         }],
-        profile: Profile::Host,
+        profile: profile("host"),
         require_layers: vec!["no_new_privs".into()],
+        user: None,
+        keep: false,
         timeout_ms: 3_600_000,
         grace_ms: 10_000,
         require_result: true,
@@ -515,14 +517,31 @@ fn command_task() -> Task {
         params: None,
         stdin: None,
         secrets: vec![],
-        profile: Profile::Strict,
+        profile: ProfileName::default(),
         require_layers: vec![],
+        user: None,
+        keep: false,
         timeout_ms: 60_000,
         grace_ms: 10_000,
         require_result: false,
         idempotent: false,
         retry: None,
     }
+}
+
+/// As an account, in a profile of the agent's operator, with its folder kept.
+fn account_task() -> Task {
+    Task {
+        profile: profile("db-audit"),
+        require_layers: vec![ACCOUNT_LAYER.into(), "cgroup_memory".into()],
+        user: Some("oracle".into()),
+        keep: true,
+        ..command_task()
+    }
+}
+
+fn profile(name: &str) -> ProfileName {
+    ProfileName::new(name).unwrap()
 }
 
 fn short_order() -> Order {
@@ -543,6 +562,7 @@ fn orders() -> Vec<Sample> {
     vec![
         signed("order-script", Kind::Order, 1, &order(whole_task(), targets)),
         signed("order-command", Kind::Order, 1, &short_order()),
+        signed("order-account", Kind::Order, 1, &Order { task: account_task(), ..short_order() }),
     ]
 }
 
@@ -636,7 +656,7 @@ fn inline_result() -> ResultMessage {
         stdout: StreamEnd::inline("hi 世界\n".as_bytes(), 0),
         stderr: StreamEnd::inline(b"\xff\x00", 0),
         usage: Some(usage()),
-        sandbox: Some(SandboxReport { profile: Profile::Strict, uid: 200_001, layers: layers() }),
+        sandbox: Some(SandboxReport { profile: ProfileName::default(), uid: 200_001, layers: layers() }),
         leftovers: 0,
     }
 }
@@ -745,7 +765,7 @@ fn heartbeat() -> Heartbeat {
         },
         refused: BTreeMap::from([(Refusal::BadSignature, 1), (Refusal::Misdirected, 2)]),
         lost: BTreeMap::from([("journal-write".into(), 1)]),
-        sandbox: SandboxAbility { mode: "root".into(), profiles: vec![Profile::Strict, Profile::Host] },
+        sandbox: SandboxAbility::new("root".into(), vec![profile("strict"), profile("host")], vec![]),
         last_error: Some("refused a message on the live subject: the message carries no signature".into()),
         goodbye: Some("stop".into()),
         instance: Some(nonce()),
@@ -893,7 +913,7 @@ fn run_record() -> RunRecord {
         message: Some("exit code 7".into()),
         retry_at: Some("2026-11-21T08:00:05.000Z".into()),
         usage: Some(usage()),
-        sandbox: Some(SandboxRecord { profile: Profile::Strict, uid: 200_001, layers: layers() }),
+        sandbox: Some(SandboxRecord { profile: ProfileName::default(), uid: 200_001, layers: layers() }),
         leftovers: 1,
     }
 }

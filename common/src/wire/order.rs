@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::id::{Digest, RequestId};
 use crate::key::{PublicKey, Signature};
 use crate::limit;
-use crate::name::{TaskName, User};
+use crate::name::{ProfileName, TaskName, User};
 use crate::selector::Targets;
 pub use crate::wire::retry::{Retry, RetryOn};
 
@@ -21,6 +21,15 @@ pub struct OrderSignature {
     pub key: PublicKey,
     /// Over the domain of orders and the order's bytes.
     pub signature: Signature,
+}
+
+/// The layer that a task with [`Task::user`] requires: that the agent runs it as the account it names.
+pub const ACCOUNT_LAYER: &str = "account";
+
+/// Whether a text can be the name of an account: a bound and an alphabet, no more. Hosts know which there are.
+pub fn is_account_name(text: &str) -> bool {
+    let inner = |b: &u8| b.is_ascii_alphanumeric() || b"._-$".contains(b);
+    (1..=32).contains(&text.len()) && text.as_bytes().iter().all(inner) && !text.starts_with(['-', '.'])
 }
 
 /// What may run where.
@@ -68,11 +77,18 @@ pub struct Task {
     /// Secrets, each sealed to one agent's key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SealedSecret>,
-    /// The level of isolation asked for.
-    pub profile: Profile,
+    /// The level of isolation asked for. An agent that does not know the name refuses it by name.
+    pub profile: ProfileName,
     /// Sandbox layers without which it must not run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub require_layers: Vec<String>,
+    /// The account of the agent's host to run as; none: an account of nobody. Whoever sets it also requires the layer
+    /// [`ACCOUNT_LAYER`], so that an agent which does not know this field refuses the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Whether the agent keeps the work folder of a run that failed, for looking into.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// Wall time that the run may take, milliseconds on the agent's monotonic clock.
     pub timeout_ms: u64,
     /// Time between TERM and KILL, milliseconds.
@@ -144,48 +160,6 @@ pub struct SealedSecret {
     pub sealed: String,
 }
 
-/// A level of isolation, from tight to wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    /// No network, read-only system, everything private.
-    #[default]
-    Strict,
-    /// Strict with the host's network.
-    Net,
-    /// Reads the host's files and processes, writes its work folder.
-    Host,
-}
-
-impl Profile {
-    /// Every profile, from tight to wide.
-    pub const ALL: [Profile; 3] = [Profile::Strict, Profile::Net, Profile::Host];
-
-    /// The profile's word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Profile::Strict => "strict",
-            Profile::Net => "net",
-            Profile::Host => "host",
-        }
-    }
-}
-
-impl std::str::FromStr for Profile {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Profile::ALL.into_iter().find(|p| p.word() == text).ok_or_else(|| {
-            format!("there is no profile \"{}\": use strict, net or host", crate::name::show(text))
-        })
-    }
-}
-
-impl std::fmt::Display for Profile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
 /// What is wrong with an order, in words for its caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -228,6 +202,19 @@ impl Order {
         }
         if task.timeout_ms == 0 {
             return fail("the timeout is zero".into());
+        }
+        if let Some(user) = &task.user {
+            if !is_account_name(user) {
+                return fail(format!("\"{}\" cannot be the name of an account", crate::name::show(user)));
+            }
+            if !task.require_layers.iter().any(|layer| layer == ACCOUNT_LAYER) {
+                return fail(format!(
+                    "a task for an account requires the layer {ACCOUNT_LAYER}, and this one does not"
+                ));
+            }
+        }
+        if task.require_layers.len() > limit::ARGS_MAX {
+            return fail(format!("more than {} layers are required", limit::ARGS_MAX));
         }
         if task.params.as_ref().is_some_and(|p| p.get().len() > limit::PARAMS_MAX) {
             return fail(format!("the parameters are larger than {} bytes", limit::PARAMS_MAX));

@@ -5,8 +5,7 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 use crate::id::{JobId, RequestId, RunId};
-use crate::name::{Agent, Zone};
-use crate::wire::order::Profile;
+use crate::name::{Agent, ProfileName, Zone};
 
 /// The version of the records.
 pub const SCHEMA: u32 = 1;
@@ -251,7 +250,7 @@ pub enum LayerState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
     /// The profile.
-    pub profile: Profile,
+    pub profile: ProfileName,
     /// The user id on the host.
     pub uid: u32,
     /// Each layer and what was found.
@@ -445,7 +444,7 @@ pub struct AgentRecord {
     /// `root` or `user`.
     pub sandbox_mode: String,
     /// Profiles that its policy allows.
-    pub profiles: Vec<Profile>,
+    pub profiles: Vec<ProfileName>,
     /// Results that wait for a receipt.
     pub spool_results: u64,
     /// Messages it refused, by reason.

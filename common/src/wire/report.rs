@@ -5,13 +5,13 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 use crate::id::{Digest, Incarnation, Nonce, RunId};
-use crate::name::{Agent, Zone};
+use crate::name::{Agent, ProfileName, Zone};
 use crate::selector::Labels;
+use crate::wire::Refusal;
 use crate::wire::command::RunAttempt;
 use crate::wire::record::{
     Artifact, Failure, LayerState, Progress, ResultError, ResultState, RunState, Usage,
 };
-use crate::wire::{Refusal, order::Profile};
 
 /// Who reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,7 +220,7 @@ pub enum Inline {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxReport {
     /// The profile.
-    pub profile: Profile,
+    pub profile: ProfileName,
     /// The user id on the host.
     pub uid: u32,
     /// Each layer and what was found.
@@ -412,6 +412,30 @@ pub struct HostFacts {
 pub struct SandboxAbility {
     /// `root` or `user`: whether each slot has a user id of its own.
     pub mode: String,
-    /// Profiles that the agent's policy allows.
-    pub profiles: Vec<Profile>,
+    /// Of the profiles that the agent allows, those that every version of the controller knows: `strict`, `net` and
+    /// `host`.
+    pub profiles: Vec<ProfileName>,
+    /// The others that it allows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_profiles: Vec<ProfileName>,
+    /// Accounts that a task may ask to run as.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
+}
+
+impl SandboxAbility {
+    /// Names of profiles that were a closed list once: a reader of that time takes any other for a broken message.
+    const FIRST: [&str; 3] = ["strict", "net", "host"];
+
+    /// An ability with these profiles and accounts.
+    pub fn new(mode: String, allowed: Vec<ProfileName>, users: Vec<String>) -> Self {
+        let (profiles, more_profiles) =
+            allowed.into_iter().partition(|name| Self::FIRST.contains(&name.as_str()));
+        Self { mode, profiles, more_profiles, users }
+    }
+
+    /// Every profile that the agent allows.
+    pub fn every_profile(&self) -> impl Iterator<Item = &ProfileName> {
+        self.profiles.iter().chain(&self.more_profiles)
+    }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use sally_common::id::RequestId;
 use sally_common::limit;
-use sally_common::name::{Agent, Zone};
+use sally_common::name::{Agent, ProfileName, Zone};
 use sally_common::selector::{Selector, Targets};
 use sally_common::wire::api::Offline;
 use sally_common::wire::command::Lane;
-use sally_common::wire::order::{Profile, RetryOn};
+use sally_common::wire::order::{RetryOn, is_account_name};
 
 use super::{CliError, duration, text};
 
@@ -185,6 +185,24 @@ pub(super) fn priority() -> clap::builder::RangedI64ValueParser<u8> {
 /// The longest key of `--latest-only`, in bytes.
 const LATEST_KEY_MAX: usize = 128;
 
+/// A layer's name, in the form that reports have. Which layers there are an agent knows: a newer one knows more.
+fn layer(text: &str) -> Result<String, String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    if text.is_empty() || text.len() > 63 || !text.bytes().all(fits) {
+        return Err(
+            "a layer is named as in the `sandbox` of a result, such as net, seccomp or cgroup-memory".into(),
+        );
+    }
+    Ok(text.replace('-', "_"))
+}
+
+pub(super) fn account(text: &str) -> Result<String, String> {
+    if !is_account_name(text) {
+        return Err("this cannot be the name of an account".into());
+    }
+    Ok(text.to_owned())
+}
+
 fn latest_key(text: &str) -> Result<String, String> {
     let fine = !text.is_empty() && text.len() <= LATEST_KEY_MAX && !text.chars().any(char::is_control);
     let error = || format!("a key has 1 to {LATEST_KEY_MAX} bytes and no control characters");
@@ -207,9 +225,20 @@ pub(super) struct TaskArgs {
     /// A file that the script reads on standard input, or - for this command's own
     #[arg(long, value_name = "FILE|-")]
     pub stdin: Option<PathBuf>,
-    /// The level of isolation: strict (no network), net (with network), host (reads the host's files)
-    #[arg(long, value_name = "PROFILE", default_value = "strict", value_parser = str::parse::<Profile>)]
-    pub profile: Profile,
+    /// The level of isolation: strict (no network), net (with network), host (reads the host's files), admin (root on
+    /// the host), or one that the agent's operator defined; what an agent allows is in `sally agent show`
+    #[arg(long, value_name = "PROFILE", default_value = "strict", value_parser = str::parse::<ProfileName>)]
+    pub profile: ProfileName,
+    /// Layers of the sandbox that must be in force, as net,seccomp,cgroup-memory; an agent that cannot enforce one
+    /// refuses
+    #[arg(long, value_name = "LAYER,…", value_delimiter = ',', value_parser = layer)]
+    pub require: Vec<String>,
+    /// Run as this account of the agent's host, where the agent allows it
+    #[arg(long, value_name = "NAME", value_parser = account, allow_hyphen_values = true)]
+    pub user: Option<String>,
+    /// Keep the work folder of a run that failed, on the agent's host, for looking into; the run's message says where
+    #[arg(long)]
+    pub keep: bool,
     /// The longest a run may take; then TERM, and KILL after --grace
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration::parse_positive)]
     pub timeout: Duration,

@@ -266,7 +266,7 @@ fn agents_table(agents: &[AgentRecord], width: Option<usize>, wide: bool) -> Str
             agent.version.clone(),
         ];
         if wide {
-            let profiles: Vec<&str> = agent.profiles.iter().map(|p| p.word()).collect();
+            let profiles: Vec<&str> = agent.profiles.iter().map(|p| p.as_str()).collect();
             row.extend([
                 agent.hostname.clone(),
                 format!("{} {}", agent.os, agent.kernel),

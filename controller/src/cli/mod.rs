@@ -125,6 +125,12 @@ pub struct UpArgs {
     /// Address on which the broker listens; another than loopback lets agents elsewhere reach it
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub listen: std::net::IpAddr,
+    /// Let the agents' scripts be root on this host (--profile admin); only as root
+    #[arg(long)]
+    pub allow_admin: bool,
+    /// Let the agents' scripts run as this account of this host (--user NAME); only as root (can be repeated)
+    #[arg(long = "allow-user", value_name = "NAME", value_parser = args::account)]
+    pub users: Vec<String>,
     /// The nats-server program [default: $SALLY_NATS_SERVER, the project's own copy, or the one on PATH]
     #[arg(long, value_name = "PROGRAM")]
     pub nats_server: Option<PathBuf>,

@@ -214,6 +214,10 @@ struct Plan<'a> {
     program: &'a Program,
     args: &'a [String],
     profile: String,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    require: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
     targets: &'a [Target],
 }
 
@@ -222,7 +226,8 @@ fn plan(resolved: &Resolved, order: &Order, format: Format) -> Result<Exit, CliE
     let title = task.title.as_deref().unwrap_or_default();
     let targets = &resolved.targets;
     let (program, args) = (&task.program, task.args.as_slice());
-    let plan = Plan { title, program, args, profile: task.profile.to_string(), targets };
+    let (profile, require, user) = (task.profile.to_string(), &task.require_layers[..], task.user.as_deref());
+    let plan = Plan { title, program, args, profile, require, user, targets };
     match format {
         Format::Json => out::json(&json!({"plan": plan}))?,
         Format::Jsonl => out::json_line(&json!({"plan": plan}))?,
@@ -267,6 +272,8 @@ fn plan_text(plan: &Plan<'_>) -> String {
         ("program", program),
         ("arguments", plan.args.join(" ")),
         ("profile", plan.profile.clone()),
+        ("account", plan.user.unwrap_or_default().to_owned()),
+        ("requires", plan.require.join(" ")),
         ("targets", count(plan.targets)),
         ("online", named(true)),
         ("offline", named(false)),

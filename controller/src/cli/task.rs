@@ -1,6 +1,6 @@
 //! Turns flags into an order. All that can be refused without a controller is refused here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use sally_common::id::RequestId;
 use sally_common::name::User;
 use sally_common::selector::Targets;
-use sally_common::wire::order::{Content, Order, Program, Retry, Task};
+use sally_common::wire::order::{ACCOUNT_LAYER, Content, Order, Program, Retry, Task};
 use sally_common::{limit, params, program, wire};
 use serde_json::value::RawValue;
 
@@ -139,8 +139,10 @@ fn task(
         params: parameters(args)?,
         stdin,
         secrets: Vec::new(),
-        profile: args.profile,
-        require_layers: Vec::new(),
+        profile: args.profile.clone(),
+        require_layers: required(args),
+        user: args.user.clone(),
+        keep: args.keep,
         timeout_ms: duration::ms(args.timeout),
         grace_ms: duration::ms(args.grace),
         require_result: args.require_result,
@@ -153,6 +155,12 @@ fn task(
         blobs,
         secrets,
     })
+}
+
+/// The layers of `--require`, each once, and with `--user` the one that every agent must know then.
+fn required(args: &TaskArgs) -> Vec<String> {
+    let account = args.user.iter().map(|_| ACCOUNT_LAYER.to_owned());
+    args.require.iter().cloned().chain(account).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// What `--retries` and its companions say. A task without `--idempotent` is never tried again.

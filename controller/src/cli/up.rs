@@ -25,6 +25,8 @@ impl Services for Parts {
             nats_server: args.nats_server,
             prepare: args.prepare,
             listen: args.listen,
+            allow_admin: args.allow_admin,
+            users: args.users,
         };
         let stop = stop_on_signal()?;
         Ok(up::run(settings, stop, |ready| announce(&ready)).await?)

@@ -236,7 +236,7 @@ impl Member {
             kernel: text(|b| &b.host.kernel),
             arch: text(|b| &b.host.arch),
             sandbox_mode: text(|b| &b.sandbox.mode),
-            profiles: beat.map(|b| b.sandbox.profiles.clone()).unwrap_or_default(),
+            profiles: beat.map(|b| b.sandbox.every_profile().cloned().collect()).unwrap_or_default(),
             spool_results: beat.map_or(0, |b| b.spool.results),
             refused: beat
                 .map(|b| b.refused.iter().map(|(r, n)| (r.code(), *n)).collect())

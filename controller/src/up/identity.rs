@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sally_common::clock::now_ms;
 use sally_common::key::{KeyError, SigningKey};
-use sally_common::name::{Agent, User, Zone};
+use sally_common::name::{Agent, ProfileName, User, Zone};
 use sally_common::trust::{Caller, TrustList};
 
 use crate::broker::state::{StateDir, StateError, write_private};
@@ -95,6 +95,51 @@ pub struct AgentShape<'a> {
     pub heartbeat_s: u32,
     /// Whether `up` runs its launcher.
     pub launcher: bool,
+    /// What its scripts may be.
+    pub policy: &'a AgentPolicy,
+}
+
+/// What scripts of the agents of `up` may be, for agent and launcher alike.
+#[derive(Debug, Clone, Default)]
+pub struct AgentPolicy {
+    /// Where the operator's profiles are.
+    pub profiles_dir: PathBuf,
+    /// Their names.
+    pub profiles: Vec<ProfileName>,
+    /// Whether scripts may be root.
+    pub admin: bool,
+    /// Accounts that scripts may run as.
+    pub users: Vec<String>,
+}
+
+impl AgentPolicy {
+    /// The policy with every profile that has a file in the folder. What a file says is the launcher's to read.
+    pub fn read(profiles_dir: PathBuf, admin: bool, users: Vec<String>) -> Self {
+        let entries = fs::read_dir(&profiles_dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| {
+            let name = entry.file_name();
+            ProfileName::new(name.to_str()?.strip_suffix(".toml")?).ok()
+        });
+        let mut profiles: Vec<ProfileName> = names.filter(|name| !name.is_built_in()).collect();
+        profiles.sort();
+        AgentPolicy { profiles_dir, profiles, admin, users }
+    }
+
+    /// Every profile's name, as an agent's configuration has them.
+    fn names(&self) -> Vec<&str> {
+        let built_in = ["strict", "net", "host"].into_iter().chain(self.admin.then_some("admin"));
+        built_in.chain(self.profiles.iter().map(ProfileName::as_str)).collect()
+    }
+
+    /// What a launcher is told of it.
+    pub fn launcher_args(&self) -> Vec<std::ffi::OsString> {
+        let mut args = vec!["--profiles-dir".into(), self.profiles_dir.clone().into()];
+        if self.admin {
+            args.extend(["--max-profile".into(), "admin".into()]);
+        }
+        args.extend(self.users.iter().flat_map(|user| ["--allow-user".into(), user.into()]));
+        args
+    }
 }
 
 /// Makes an agent's folder with its key and configuration. The creds file must be there.
@@ -130,7 +175,10 @@ pub fn write_agent(
     set("state_dir", "state".into());
     set("slots", i64::from(shape.slots).into());
     set("heartbeat_s", i64::from(shape.heartbeat_s).into());
-    set("profiles", vec!["strict", "net", "host"].into());
+    set("profiles", shape.policy.names().into());
+    if !shape.policy.users.is_empty() {
+        set("users", shape.policy.users.clone().into());
+    }
     if let Some(socket) = &socket {
         set("launcher_socket", socket.to_string_lossy().into_owned().into());
     }

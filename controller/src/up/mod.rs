@@ -29,7 +29,7 @@ use crate::context::{Context, ContextError, ContextFile, remember_last_up, write
 use crate::service::settings::Written;
 use crate::supervise::output::Output;
 use crate::supervise::{ChildEvent, ChildSpec, SuperviseError, Supervisor, leftover};
-use identity::{AgentFiles, AgentShape, IdentityError};
+use identity::{AgentFiles, AgentPolicy, AgentShape, IdentityError};
 
 /// How long everything may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -67,6 +67,10 @@ pub struct Settings {
     pub prepare: Vec<Agent>,
     /// Where the broker listens; loopback unless agents elsewhere are to reach it.
     pub listen: IpAddr,
+    /// Whether the agents' scripts may be root.
+    pub allow_admin: bool,
+    /// Accounts that they may run as.
+    pub users: Vec<String>,
 }
 
 /// Why `up` cannot go on.
@@ -198,6 +202,10 @@ impl Up {
         let controller_creds = state.issue(&trust, Role::Controller, now)?;
         let caller_creds = state.issue(&trust, Role::Caller { name: user.as_str() }, now)?;
 
+        let profiles_dir = state.root().join("profiles.d");
+        let policy = AgentPolicy::read(profiles_dir, settings.allow_admin, settings.users.clone());
+        // Agents that somebody else starts, perhaps elsewhere, have a policy of their own.
+        let usual = AgentPolicy::default();
         let mut files = Vec::new();
         let slots = if settings.agents <= FEW_AGENTS { 4 } else { 2 };
         let local = (1..=settings.agents).map(|n| Agent::new(&format!("local-{n}")));
@@ -214,6 +222,7 @@ impl Up {
                 slots,
                 heartbeat_s: HEARTBEAT_S,
                 launcher,
+                policy: if launcher { &policy } else { &usual },
             };
             files.push(identity::write_agent(state, &shape, &creds, &trust_list)?);
         }
@@ -235,7 +244,7 @@ impl Up {
             serve_deaths,
         };
         for (n, files) in files.iter().filter(|f| f.socket.is_some()).enumerate() {
-            let started = children.start_agent(program, files, n, slots).await;
+            let started = children.start_agent(program, files, &policy, n, slots).await;
             match started {
                 Ok((launcher, agent)) => {
                     up.launchers.push(launcher);
@@ -379,6 +388,7 @@ impl Children<'_> {
         &self,
         program: &Path,
         files: &AgentFiles,
+        policy: &AgentPolicy,
         n: usize,
         slots: u16,
     ) -> Result<(LauncherChild, Supervisor), UpError> {
@@ -389,6 +399,7 @@ impl Children<'_> {
         args.extend(["--state".into(), files.dir.join("launcher").into()]);
         args.extend(["--slots".into(), slots.to_string().into(), "--stop-kills".into()]);
         args.extend(["--uid-base".into(), uid_base.to_string().into()]);
+        args.extend(policy.launcher_args());
         let supervisor = self.start(&format!("{name}.launcher"), program, &args).await?;
         let launcher = LauncherChild { supervisor, program: program.to_owned(), args };
         let args = ["run".into(), "--config".into(), files.config.clone().into()];

@@ -25,6 +25,9 @@ pub struct DoctorArgs {
     /// Check this configuration too: its files, state folder, broker and launcher
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Folder of the operator's profiles [default: that of the configuration, else /etc/sally/profiles.d]
+    #[arg(long, value_name = "DIR")]
+    pub profiles_dir: Option<PathBuf>,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = super::Form::Table)]
     pub output: super::Form,
@@ -90,8 +93,9 @@ pub struct Report {
 /// Looks at everything. To be called by the process's first thread.
 pub async fn run(args: &DoctorArgs) -> Report {
     let facts = Facts::read();
-    let wanted = setup::wanted_profiles(args.config.as_deref());
-    let (trials, mut checks) = profiles::try_all(&facts, &wanted).await;
+    let (wanted, profiles_dir) = setup::wanted_profiles(args.config.as_deref());
+    let profiles_dir = args.profiles_dir.clone().unwrap_or(profiles_dir);
+    let (trials, mut checks) = profiles::try_all(&facts, &wanted, &profiles_dir).await;
     let works = trials.iter().any(|trial| trial.works);
     let mut all = host::findings(&facts, works);
     all.append(&mut checks);

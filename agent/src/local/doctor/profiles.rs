@@ -1,16 +1,18 @@
 //! Runs a program that does nothing in each profile and tells what was really enforced.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::time::Duration;
 
+use sally_common::name::ProfileName;
 use serde::Serialize;
 
 use super::Finding;
 use super::host::{Facts, cgroup_remedy};
 use crate::local::scratch::{Purpose, Scratch};
 use crate::sandbox::{
-    DEFAULT_PATH, Event, Hold, Layer, Layers, Limits, Outcome, PLAN_VERSION, Plan, Profile, Program,
-    RunFolder, RunInputs, SandboxError,
+    DEFAULT_PATH, Definitions, Event, Hold, Layer, Layers, Limits, Outcome, PLAN_VERSION, Plan, Profile,
+    Program, RunFolder, RunInputs, SandboxError, Shape,
 };
 
 /// How long a program that does nothing may take.
@@ -20,7 +22,9 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(15);
 #[derive(Debug, Serialize)]
 pub struct Trial {
     /// The profile.
-    pub profile: Profile,
+    pub profile: ProfileName,
+    /// What it is, or starts from.
+    pub base: Profile,
     /// Whether a program ran in it.
     pub works: bool,
     /// The kernel uid it had.
@@ -31,9 +35,20 @@ pub struct Trial {
     pub layers: Layers,
 }
 
-/// Tries every profile. One that is in `wanted` and does not work is a failure.
-pub async fn try_all(facts: &Facts, wanted: &[Profile]) -> (Vec<Trial>, Vec<Finding>) {
-    let scratch = match Scratch::start(Purpose { widest: Profile::Host, talks: false }).await {
+/// Tries every profile that confines, `admin` where it is wanted, and each of the operator's. One that is in `wanted` and
+/// does not work is a failure.
+pub async fn try_all(
+    facts: &Facts,
+    wanted: &[ProfileName],
+    profiles_dir: &Path,
+) -> (Vec<Trial>, Vec<Finding>) {
+    let purpose = Purpose {
+        widest: Profile::Admin,
+        profiles_dir: profiles_dir.to_owned(),
+        users: Vec::new(),
+        talks: false,
+    };
+    let scratch = match Scratch::start(purpose).await {
         Ok(scratch) => scratch,
         Err(error) => {
             let next = "the message names what cannot be made or reached; set TMPDIR to a folder that this account may \
@@ -41,19 +56,47 @@ pub async fn try_all(facts: &Facts, wanted: &[Profile]) -> (Vec<Trial>, Vec<Find
             return (Vec::new(), vec![Finding::fail("launcher on trial", error.to_string(), next)]);
         }
     };
+    let definitions = Definitions::read(profiles_dir);
     let (mut trials, mut findings) = (Vec::new(), Vec::new());
-    for (number, profile) in Profile::ALL.into_iter().enumerate() {
-        let trial = try_one(&scratch, number, profile).await;
-        findings.push(finding(&trial, facts, wanted.contains(&profile)));
+    let admin = Some(Profile::Admin).filter(|admin| wanted.contains(&admin.to_name()));
+    let mut shapes: Vec<Shape> = Profile::ALL.into_iter().chain(admin).map(Shape::built_in).collect();
+    for (name, definition) in definitions.iter() {
+        match definition {
+            Ok(definition) => {
+                shapes.push(Shape { defined: Some(name.clone()), ..Shape::built_in(definition.base) });
+            }
+            Err(problem) => {
+                findings.push(unusable(name.as_str(), problem.to_string(), wanted.contains(name)))
+            }
+        }
+    }
+    findings.extend(definitions.problems.iter().map(|problem| unusable("folder", problem.clone(), true)));
+    for name in wanted.iter().filter(|name| !name.is_built_in()) {
+        if !definitions.iter().any(|(known, _)| known == name) {
+            let problem = definitions.get(name).map_or_else(|problem| problem, |_| String::new());
+            findings.push(unusable(name.as_str(), problem, true));
+        }
+    }
+    for (number, shape) in shapes.into_iter().enumerate() {
+        let is_wanted = wanted.contains(&shape.name());
+        let trial = try_one(&scratch, number, shape).await;
+        findings.push(finding(&trial, facts, is_wanted));
         trials.push(trial);
     }
     findings.insert(0, control_groups(&trials, facts));
     (trials, findings)
 }
 
-async fn try_one(scratch: &Scratch, number: usize, profile: Profile) -> Trial {
-    let nothing = Trial { profile, works: false, uid: None, problem: None, layers: Layers::new() };
-    let record = match tokio::time::timeout(TRIAL_LIMIT, run_true(scratch, number, profile)).await {
+/// A definition that cannot be used.
+fn unusable(name: &str, problem: String, is_wanted: bool) -> Finding {
+    let (check, next) = (format!("profile {name}"), "correct the file, and restart the launcher");
+    if is_wanted { Finding::fail(check, problem, next) } else { Finding::warn(check, problem, next) }
+}
+
+async fn try_one(scratch: &Scratch, number: usize, shape: Shape) -> Trial {
+    let (profile, base) = (shape.name(), shape.profile);
+    let nothing = Trial { profile, base, works: false, uid: None, problem: None, layers: Layers::new() };
+    let record = match tokio::time::timeout(TRIAL_LIMIT, run_true(scratch, number, shape)).await {
         Err(_) => {
             let problem = format!("it did not end within {} s", TRIAL_LIMIT.as_secs());
             return Trial { problem: Some(problem), ..nothing };
@@ -70,19 +113,21 @@ async fn try_one(scratch: &Scratch, number: usize, profile: Profile) -> Trial {
         Outcome::ExecFailed { message, .. } => Some(message),
         _ => Some("a program that does nothing did not end well".to_owned()),
     };
-    Trial { profile, works, uid: Some(record.uid), problem, layers: record.layers }
+    Trial { works, uid: Some(record.uid), problem, layers: record.layers, ..nothing }
 }
 
 async fn run_true(
     scratch: &Scratch,
     number: usize,
-    profile: Profile,
+    shape: Shape,
 ) -> Result<Option<crate::sandbox::ExitRecord>, SandboxError> {
     let plan = Plan {
         v: PLAN_VERSION,
         run: "doctor".into(),
         attempt: 1,
-        profile,
+        profile: shape.profile,
+        defined: shape.defined,
+        user: None,
         program: Program::Command,
         argv: vec!["true".into()],
         env: vec![("PATH".into(), DEFAULT_PATH.into())],
@@ -90,6 +135,7 @@ async fn run_true(
         grace_ms: 100,
         exit_grace_ms: 0,
         limits: Limits::default(),
+        keep_bytes: 0,
         require: Vec::new(),
     };
     let (folder, handover) = RunFolder::create(&scratch.run_dir(number), RunInputs::default())?;
@@ -124,7 +170,7 @@ fn finding(trial: &Trial, facts: &Facts, is_wanted: bool) -> Finding {
         }
     }
     let mut remedies: Vec<String> =
-        trial.layers.iter().filter_map(|(layer, hold)| remedy(trial.profile, *layer, *hold, facts)).collect();
+        trial.layers.iter().filter_map(|(layer, hold)| remedy(trial.base, *layer, *hold, facts)).collect();
     remedies.dedup();
     if remedies.is_empty() {
         Finding::pass(check, found)
@@ -140,11 +186,16 @@ fn remedy(profile: Profile, layer: Layer, hold: Hold, facts: &Facts) -> Option<S
     }
     match layer {
         // By design.
+        layer if profile == Profile::Admin && layer != Layer::Rlimits => match layer {
+            Layer::CgroupCpuQuota | Layer::CgroupIo => rate_remedy(layer),
+            _ => None,
+        },
         Layer::Net if profile != Profile::Strict => None,
         Layer::Root if profile == Profile::Host => None,
         Layer::Uid if !facts.root => None,
         // They have lines of their own.
         Layer::Cgroup | Layer::CgroupMemory | Layer::CgroupPids | Layer::CgroupCpu => None,
+        Layer::CgroupCpuQuota | Layer::CgroupIo => rate_remedy(layer),
         Layer::Landlock if facts.landlock < crate::sandbox::WHOLE_LANDLOCK => None,
         Layer::Pid => Some(
             "pid: something is mounted over parts of /proc, so the kernel refuses a fresh one: run outside of the \
@@ -154,6 +205,18 @@ fn remedy(profile: Profile, layer: Layer, hold: Hold, facts: &Facts) -> Option<S
         ),
         other => Some(format!("{other}: this host should have it; docs/sandbox.md, Layers, says what it needs")),
     }
+}
+
+fn rate_remedy(layer: Layer) -> Option<String> {
+    Some(match layer {
+        Layer::CgroupIo => format!(
+            "{layer}: rates of disks need control groups of version 2 with the controller io handed down \
+             (Delegate=yes), and disks that the kernel can hold to rates"
+        ),
+        _ => format!(
+            "{layer}: the share of the processors needs the controller cpu, with bandwidth control in the kernel"
+        ),
+    })
 }
 
 fn control_groups(trials: &[Trial], facts: &Facts) -> Finding {

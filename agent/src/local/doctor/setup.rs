@@ -2,19 +2,19 @@
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 use sally_common::clock::{now_ms, rfc3339};
+use sally_common::name::ProfileName;
 use sally_common::nats::connect::{ConnectError, ConnectSettings, connect};
 use sally_common::nats::creds::Creds;
 
 use super::Finding;
 use crate::config::{self, Config, Files};
 use crate::delivery::room::Storage;
-use crate::runtime::outcome;
-use crate::sandbox::{Hold, Launcher, Mode, Profile, connect_within};
+use crate::sandbox::{Hold, Launcher, Mode, PROFILES_DIR, connect_within};
 
 /// How long a broker may take to answer, name lookup and handshake included.
 const BROKER_LIMIT: Duration = Duration::from_secs(8);
@@ -25,12 +25,12 @@ const TRUST_SOON_MS: i64 = 14 * 24 * 3600 * 1000;
 /// A clock that is behind a file by more than this is wrong.
 const CLOCK_SLACK_S: i64 = 60;
 
-/// The profiles that must work: those of the configuration, else the usual one.
-pub fn wanted_profiles(config: Option<&Path>) -> Vec<Profile> {
+/// The profiles that must work: those of the configuration, else the usual one; and the folder of the operator's.
+pub fn wanted_profiles(config: Option<&Path>) -> (Vec<ProfileName>, PathBuf) {
     let policy = config.and_then(|path| config::script_policy(path).ok());
     policy.map_or_else(
-        || vec![Profile::Strict],
-        |p| p.profiles.into_iter().map(outcome::inner_profile).collect(),
+        || (vec![ProfileName::default()], PathBuf::from(PROFILES_DIR)),
+        |policy| (policy.profiles, policy.profiles_dir),
     )
 }
 
@@ -264,19 +264,17 @@ async fn launcher(config: &Config) -> Finding {
             "see the lines about profiles",
         );
     }
-    let too_wide: Vec<_> = config
-        .profiles
-        .iter()
-        .map(|p| outcome::inner_profile(*p))
-        .filter(|p| *p > info.max_profile)
-        .map(Profile::name)
-        .collect();
-    if !too_wide.is_empty() {
-        let next = format!(
-            "start it with --max-profile {}, or take them out of profiles",
-            too_wide[too_wide.len() - 1]
-        );
-        return Finding::fail(check, format!("{found}; it refuses {}", too_wide.join(", ")), next);
+    let refused: Vec<String> = config.profiles.iter().filter_map(|name| info.allowed(name).err()).collect();
+    if !refused.is_empty() {
+        let next =
+            "start it with --max-profile or --profiles-dir as they need it, or take them out of profiles";
+        return Finding::fail(check, format!("{found}; it refuses: {}", refused.join("; ")), next);
+    }
+    let no_account: Vec<_> = config.users.iter().filter(|user| !info.users.contains(user)).cloned().collect();
+    if !no_account.is_empty() {
+        let next =
+            "start it as root with --allow-user for each, or take them out of users; its log says more";
+        return Finding::fail(check, format!("{found}; it runs nothing as {}", no_account.join(", ")), next);
     }
     if info.version != env!("CARGO_PKG_VERSION") {
         let next = format!(

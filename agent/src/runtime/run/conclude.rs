@@ -54,7 +54,9 @@ impl Run {
         let mut ending = match &record {
             Some(record) => {
                 let asked = self.dir().join(CANCEL_ASKED).exists();
-                outcome::judge(record, &said, self.note.require_result, asked)
+                let mut ending = outcome::judge(record, &said, self.note.require_result, asked);
+                outcome::say_what_instead(&mut ending, record, &live.folder.stderr_path());
+                ending
             }
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sally_common::clock::now_ms;
 use sally_common::wire::Refusal;
-use sally_common::wire::order::{Content, Program};
+use sally_common::wire::order::{Content, Program, Task};
 use sally_common::wire::record::RunState;
 use sally_common::wire::report::News;
 use tokio::sync::mpsc;
@@ -18,8 +18,8 @@ use super::follow::Live;
 use super::secrets::{self, Opened, Sealed};
 use super::{Admitted, Milestone, Run, Word};
 use crate::runtime::blob;
-use crate::runtime::outcome::{self, Ending};
-use crate::sandbox::{self, Plan, RunFolder, RunInputs, SandboxError, Script};
+use crate::runtime::outcome::Ending;
+use crate::sandbox::{self, LauncherInfo, Plan, RunFolder, RunInputs, SandboxError, Script, Shape};
 use crate::script;
 
 /// How long processes that outlive the main one may go on, in milliseconds.
@@ -71,7 +71,8 @@ impl Run {
             None => None,
             Some(content) => Some(self.content(content).await?),
         };
-        let plan = self.plan(admitted, program)?;
+        let shape = self.shape(&admitted.order.task).await?;
+        let plan = self.plan(admitted, program, shape)?;
         let params = task.params.as_ref().map_or_else(Vec::new, |p| p.get().as_bytes().to_vec());
         self.note.slot = Some(slot);
         self.start(slot, &Inputs { plan, script, params, secrets, stdin }).await
@@ -181,17 +182,42 @@ impl Run {
         Ok((folder, handover))
     }
 
-    fn plan(&self, admitted: &Admitted, program: sandbox::Program) -> Result<Plan, Stop> {
+    /// What the task's profile and account are on this host, if the policy allows them.
+    async fn shape(&self, task: &Task) -> Result<Shape, Stop> {
+        let refused = |message: String| Stop::Refused(Refusal::Policy, message);
+        let (config, name, launcher) = (&self.shared.config, &task.profile, &self.shared.launcher);
+        if !config.profiles.contains(name) {
+            let allowed: Vec<_> = config.profiles.iter().map(|p| p.as_str()).collect();
+            return Err(refused(format!("profile {name} is not allowed here, only {}", allowed.join(", "))));
+        }
+        let mut info = launcher.info();
+        let unknown = |info: &LauncherInfo| {
+            info.allowed(name).is_err() || task.user.as_ref().is_some_and(|user| !info.users.contains(user))
+        };
+        if unknown(&info) {
+            // Perhaps it was restarted since, with other profiles.
+            info = launcher.refresh().await.map_err(Stop::ForNow)?;
+        }
+        let shape = info.allowed(name).map_err(refused)?;
+        if let Some(user) = &task.user {
+            let both = config.users.iter().filter(|user| info.users.contains(user)).map(String::as_str);
+            let allowed: Vec<_> = both.collect();
+            if !allowed.contains(&user.as_str()) {
+                let who = if allowed.is_empty() {
+                    "no account is".into()
+                } else {
+                    format!("only {}", allowed.join(", "))
+                };
+                return Err(refused(format!("running as {user} is not allowed here, {who}")));
+            }
+        }
+        Ok(Shape { user: task.user.clone(), ..shape })
+    }
+
+    fn plan(&self, admitted: &Admitted, program: sandbox::Program, shape: Shape) -> Result<Plan, Stop> {
         let task = &admitted.order.task;
         let config = &self.shared.config;
-        if !config.profiles.contains(&task.profile) {
-            let allowed: Vec<_> = config.profiles.iter().map(|p| p.word()).collect();
-            let message =
-                format!("profile {} is not allowed here, only {}", task.profile, allowed.join(", "));
-            return Err(Stop::Refused(Refusal::Policy, message));
-        }
-        let profile = outcome::inner_profile(task.profile);
-        let paths = self.shared.launcher.box_paths(profile);
+        let paths = self.shared.launcher.box_paths(shape.profile);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let pairs = |map: &std::collections::BTreeMap<String, String>| {
             map.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
@@ -218,17 +244,20 @@ impl Run {
         .map_err(|e| Stop::Refused(Refusal::Policy, e.to_string()))?;
         let mut require = Vec::new();
         for name in &task.require_layers {
-            let layer = sandbox::Layer::ALL.into_iter().find(|l| l.name() == name.replace('-', "_"));
-            let unknown =
-                || Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{name}\""));
-            require.push(layer.ok_or_else(unknown)?);
+            let unknown = |_| {
+                let shown = sally_common::name::show(name);
+                Stop::Refused(Refusal::LayerMissing, format!("this agent knows no layer \"{shown}\""))
+            };
+            require.push(name.replace('-', "_").parse::<sandbox::Layer>().map_err(unknown)?);
         }
         let stream_bytes = script::ResultLimits::default().stream_bytes;
         Ok(Plan {
             v: sandbox::PLAN_VERSION,
             run: self.note.run.to_string(),
             attempt: self.note.attempt,
-            profile,
+            profile: shape.profile,
+            defined: shape.defined,
+            user: shape.user,
             program,
             argv: task.args.clone(),
             env,
@@ -236,6 +265,7 @@ impl Run {
             grace_ms: task.grace_ms,
             exit_grace_ms: EXIT_GRACE_MS,
             limits: sandbox::Limits { result_bytes: stream_bytes, ..config.limits },
+            keep_bytes: if task.keep { config.keep.run_bytes } else { 0 },
             require,
         })
     }

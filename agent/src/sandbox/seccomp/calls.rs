@@ -156,6 +156,51 @@ pub(super) const REFUSED: &[Line] = &[
 pub(super) const BEFORE_THE_SCRIPT: &[Line] =
     &[line!("mounts": SYS_mount, SYS_umount2, SYS_mount_setattr = 442)];
 
+/// Calls that no definition may allow, whatever it is for: keys have no namespace.
+pub(super) const KEYS: [&str; 3] = ["keyctl", "add_key", "request_key"];
+
+/// Calls that no definition may refuse: without them the last steps before a program, or the program's own start, fail.
+pub(super) const NEEDED: [&str; 25] = [
+    "read",
+    "write",
+    "close",
+    "openat",
+    "newfstatat",
+    "fstat",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "brk",
+    "execve",
+    "execveat",
+    "exit",
+    "exit_group",
+    "sendmsg",
+    "prctl",
+    "capget",
+    "capset",
+    "setresuid",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "arch_prctl",
+    "set_tid_address",
+    "restart_syscall",
+];
+
+impl Call {
+    /// Its name as manuals have it.
+    pub(super) fn word(&self) -> &'static str {
+        self.name.strip_prefix("SYS_").unwrap_or(self.name)
+    }
+}
+
+/// The number of a call of any table, by its name, where this architecture has it.
+pub(super) fn number(name: &str) -> Option<i64> {
+    let all = ALLOWED.iter().chain(REFUSED).chain(BEFORE_THE_SCRIPT).flat_map(|line| line.calls);
+    all.filter(|call| call.word() == name).find_map(|call| call.number)
+}
+
 /// Every call of some lines that this architecture has, by number.
 pub(super) fn numbers(lines: &'static [Line]) -> impl Iterator<Item = i64> {
     lines.iter().flat_map(|line| line.calls).filter_map(|call| call.number)

@@ -15,10 +15,11 @@
 
 mod calls;
 
+use super::definition::ProfileDefinition;
 use super::profile::Profile;
 use super::step::StepError;
 use super::sys;
-use calls::{ALLOWED, BEFORE_THE_SCRIPT, Line, REFUSED};
+use calls::{ALLOWED, BEFORE_THE_SCRIPT, Call, KEYS, Line, NEEDED, REFUSED};
 use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -87,14 +88,21 @@ const SOCKET_KIND: u32 = 0xf;
 const SOCK_PACKET: u32 = 10;
 
 impl Filters {
-    /// Compiles the filters of a profile for this architecture.
-    pub(super) fn new(profile: Profile) -> Result<Self, StepError> {
+    /// Compiles the filters of a profile for this architecture, with what its definition changes, if it has one.
+    pub(super) fn new(profile: Profile, changes: Option<&ProfileDefinition>) -> Result<Self, StepError> {
         let every = |lines| calls::numbers(lines).map(|number| (number, vec![]));
-        let allowed: Rules = every(ALLOWED).chain(every(BEFORE_THE_SCRIPT)).collect();
-        let mut refused: Rules = every(REFUSED).collect();
+        let named =
+            |names: &[String]| -> Vec<i64> { names.iter().filter_map(|name| calls::number(name)).collect() };
+        let (more, less) =
+            changes.map(|c| (named(&c.allowed_calls), named(&c.refused_calls))).unwrap_or_default();
+        let any = |numbers: &[i64]| numbers.iter().map(|number| (*number, vec![])).collect::<Rules>();
+        let allowed: Rules = every(ALLOWED).chain(every(BEFORE_THE_SCRIPT)).chain(any(&more)).collect();
+        let mut refused: Rules = every(REFUSED).filter(|(number, _)| !more.contains(number)).collect();
         add_limits(&mut refused, &limits(profile)).map_err(compile_error)?;
+        // Those that a definition refuses come last: keeper, init and stage may need them.
         let mut last: Rules = every(BEFORE_THE_SCRIPT).collect();
         add_limits(&mut last, &last_limits()).map_err(compile_error)?;
+        last.extend(any(&less));
         let not_permitted = SeccompAction::Errno(libc::EPERM as u32);
         let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
         Ok(Self {
@@ -231,24 +239,71 @@ fn compile_error(error: seccompiler::BackendError) -> StepError {
     StepError::other("seccomp", format!("the filter cannot be compiled: {error}"))
 }
 
+/// Whether a definition may let scripts make a call that is refused; else what was expected.
+pub(super) fn may_be_allowed(name: &str) -> Result<(), String> {
+    let in_any = |lines: &[Line]| lines.iter().flat_map(|line| line.calls).any(|call| call.word() == name);
+    if KEYS.contains(&name) {
+        return Err("any other call: no namespace keeps keys apart".into());
+    }
+    if in_any(BEFORE_THE_SCRIPT) {
+        return Err("any other call: a mount could undo what is hidden or read-only".into());
+    }
+    if in_any(REFUSED) {
+        return Ok(());
+    }
+    Err(if in_any(ALLOWED) {
+        "a call that is refused by name; this one is allowed in every profile".into()
+    } else {
+        "a call that is refused by name, as listed by `sally-agent sandbox explain strict -o json`".into()
+    })
+}
+
+/// Whether a definition may refuse scripts a call that is allowed; else what was expected.
+pub(super) fn may_be_refused(name: &str) -> Result<(), String> {
+    if NEEDED.contains(&name) {
+        return Err("a call that starting a program does not need".into());
+    }
+    let is_allowed = ALLOWED.iter().flat_map(|line| line.calls).any(|call| call.word() == name);
+    if is_allowed {
+        return Ok(());
+    }
+    Err("a call that is allowed, as listed by `sally-agent sandbox explain strict -o json`".into())
+}
+
 /// Says as text which system calls a script may make under a profile, each line with its reason: the same on
 /// every architecture.
 pub fn table(profile: Profile) -> String {
+    table_with(profile, None)
+}
+
+/// The same with what a definition changes.
+pub(super) fn table_with(profile: Profile, changes: Option<&ProfileDefinition>) -> String {
     let mut text = format!(
         "System calls of a script in profile {profile}. What does not stand here does not exist (ENOSYS).\n"
     );
+    let (more, less) = changes.map(|c| (&c.allowed_calls[..], &c.refused_calls[..])).unwrap_or_default();
     let mut table = |title: &str, lines: &[Line]| {
         for line in lines {
+            let changed = |call: &&Call| [more, less].concat().iter().any(|name| name == call.word());
+            let calls: Vec<&Call> = line.calls.iter().filter(|call| !changed(call)).collect();
+            if calls.is_empty() {
+                continue;
+            }
             let _ = writeln!(text, "\n{title}: {}", line.why);
-            for call in line.calls {
+            for call in calls {
                 let only = if call.x86_only { " (x86_64)" } else { "" };
-                let _ = writeln!(text, "  {}{only}", call.name.trim_start_matches("SYS_"));
+                let _ = writeln!(text, "  {}{only}", call.word());
             }
         }
     };
     table("allowed", ALLOWED);
     table("refused, EPERM", REFUSED);
     table("refused, EPERM", BEFORE_THE_SCRIPT);
+    for (title, names) in [("allowed", more), ("refused, EPERM", less)] {
+        if !names.is_empty() {
+            let _ = writeln!(text, "\n{title}: by the profile's definition\n  {}", names.join("\n  "));
+        }
+    }
     let _ = writeln!(text, "\nrefused, EPERM: by argument");
     for limit in limits(profile).iter().chain(&last_limits()) {
         if limit.name == "mknod" {

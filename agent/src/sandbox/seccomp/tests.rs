@@ -68,7 +68,7 @@ fn decide(programs: &[&BpfProgram], arch: u32, number: i64, args: [u64; 6]) -> A
 }
 
 fn script(profile: Profile, number: i64, args: [u64; 6]) -> Answer {
-    let filters = Filters::new(profile).unwrap();
+    let filters = Filters::new(profile, None).unwrap();
     decide(&[&filters.allowed, &filters.refused, &filters.last], ARCH, number, args)
 }
 
@@ -78,7 +78,7 @@ const ENOSYS: Answer = Answer::Errno(libc::ENOSYS);
 #[test]
 fn every_number_is_answered_as_the_table_says() {
     for profile in Profile::ALL {
-        let filters = Filters::new(profile).unwrap();
+        let filters = Filters::new(profile, None).unwrap();
         let all = [&filters.allowed, &filters.refused, &filters.last];
         let refused: Vec<i64> = calls::numbers(REFUSED).chain(calls::numbers(BEFORE_THE_SCRIPT)).collect();
         let allowed: Vec<i64> = calls::numbers(ALLOWED).collect();
@@ -111,7 +111,7 @@ fn no_call_stands_twice() {
 
 #[test]
 fn keepers_can_do_what_they_must_and_no_more() {
-    let filters = Filters::new(Profile::Strict).unwrap();
+    let filters = Filters::new(Profile::Strict, None).unwrap();
     let keeper = |number, args| decide(&[&filters.allowed, &filters.refused], ARCH, number, args);
     assert_eq!(keeper(libc::SYS_mount, [0; 6]), Answer::Allow);
     assert_eq!(keeper(libc::SYS_clone, [libc::CLONE_NEWPID as u64, 0, 0, 0, 0, 0]), Answer::Allow);
