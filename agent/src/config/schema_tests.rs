@@ -72,9 +72,13 @@ fn every_key_can_be_written_and_its_default_is_what_counts_without_it() {
         base.extend(table);
         let mut config = load_text(&base.to_string()).expect("good");
         // Each is in a folder of its own.
-        for path in
-            [&mut config.creds, &mut config.curve_key, &mut config.state_dir, &mut config.launcher_socket]
-        {
+        for path in [
+            &mut config.creds,
+            &mut config.curve_key,
+            &mut config.state_dir,
+            &mut config.launcher_socket,
+            &mut config.profiles_dir,
+        ] {
             *path = path.file_name().expect("a name").into();
         }
         config.key = SigningKey::from_secret([1; 32]);
