@@ -28,4 +28,5 @@ mod netns;
 mod output;
 mod outside;
 mod scripts;
+mod service_manager;
 mod sockets;

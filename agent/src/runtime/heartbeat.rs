@@ -33,7 +33,7 @@ pub fn ability(shared: &Shared) -> SandboxAbility {
         Mode::Root => "root",
         Mode::User => "user",
     };
-    SandboxAbility { mode: mode.to_owned(), profiles: shared.config.profiles.clone() }
+    SandboxAbility { mode: mode.to_owned(), profiles: shared.policy().profiles.clone() }
 }
 
 /// Free bytes for an ordinary user where this path is.

@@ -183,7 +183,7 @@ impl Run {
 
     fn plan(&self, admitted: &Admitted, program: sandbox::Program) -> Result<Plan, Stop> {
         let task = &admitted.order.task;
-        let config = &self.shared.config;
+        let config = self.shared.policy();
         if !config.profiles.contains(&task.profile) {
             let allowed: Vec<_> = config.profiles.iter().map(|p| p.word()).collect();
             let message =
