@@ -2,10 +2,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use sally_agent::local::Form;
 use sally_agent::sandbox::{DoorBytes, LauncherArgs, NamedFile, close_memory, run_launcher};
 use sally_agent::{config, local, runtime, script};
+use sally_common::notify;
+use sally_common::settings::layers::Layers;
 
 /// Pulls tasks into an isolated zone, runs them in a sandbox, reports. Listens on nothing.
 #[derive(Parser)]
@@ -59,6 +61,17 @@ enum Command {
     /// The agent's configuration: check it, show it, describe it
     #[command(subcommand)]
     Config(local::configuration::ConfigCommand),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -107,6 +120,14 @@ fn main() -> ExitCode {
         Command::Test(args) => test(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Sandbox(Sandbox::Explain(args)) => explain(&args),
+        Command::Completion { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sally-agent", &mut text);
+            // Whoever closed the pipe wants no more.
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &text);
+            ExitCode::SUCCESS
+        }
+        Command::Man { dir } => done(clap_mangen::generate_to(Cli::command(), dir)),
         Command::Config(command) => ExitCode::from(local::configuration::run(&command)),
     }
 }
@@ -226,24 +247,56 @@ fn run(path: &Path) -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => done(runtime.block_on(serve(config))),
+        Ok(runtime) => done(runtime.block_on(serve(path, config))),
         Err(error) => done::<std::io::Error>(Err(error)),
     }
 }
 
-async fn serve(config: config::Config) -> Result<(), runtime::AgentError> {
+async fn serve(path: &Path, config: config::Config) -> Result<(), runtime::AgentError> {
+    use std::io::IsTerminal as _;
     use tokio::signal::unix::{SignalKind, signal};
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut agent = std::pin::pin!(runtime::run(config, stopped));
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (reload, reloads) = tokio::sync::mpsc::channel(1);
+    let mut layers = config::layers(path);
+    let mut agent = std::pin::pin!(runtime::run(config, stopped, reloads));
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let [Ok(mut term), Ok(mut int), Ok(mut hangup)] = kinds.map(signal) else {
         return agent.await;
     };
-    tokio::select! {
-        outcome = &mut agent => return outcome,
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    // A terminal that is gone ends what it started, as ever.
+    let on_terminal = std::io::stderr().is_terminal();
+    loop {
+        tokio::select! {
+            outcome = &mut agent => return outcome,
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hangup.recv() => {
+                if on_terminal {
+                    break;
+                }
+                read_again(path, &mut layers, &reload);
+            }
+        }
     }
     let _ = stop.send(true);
     agent.await
+}
+
+/// Reads the configuration again. One with problems changes nothing.
+fn read_again(path: &Path, layers: &mut Layers, reload: &tokio::sync::mpsc::Sender<config::Config>) {
+    notify::reloading();
+    match config::load(path) {
+        Ok(config) => {
+            let newer = config::layers(path);
+            layers.log_changes(&config::schema::schema(), &newer);
+            *layers = newer;
+            // Full means that one which was read just now waits already; it is as new.
+            let _ = reload.try_send(config);
+            notify::ready("configuration read again");
+        }
+        Err(error) => {
+            tracing::error!("the configuration stays as it was: {error}");
+            notify::ready("the configuration has problems and stays as it was");
+        }
+    }
 }

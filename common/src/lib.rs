@@ -5,7 +5,7 @@
 //! bounds with their reasons, [`wire`] is every byte that crosses the broker, [`trust`] is who
 //! may sign what, [`nats`] is the connection and what the broker allows, [`clock`] reads the wall clock,
 //! [`duration`] and [`text`] are how durations are written and how bytes of output become text,
-//! [`settings`] is how both programs are configured, [`fail`] is where tests make programs fail.
+//! [`settings`] is how both programs are configured, [`notify`] what they tell the service manager, [`fail`] is where tests make programs fail.
 #![forbid(unsafe_code)]
 
 pub mod clock;
@@ -17,6 +17,7 @@ pub mod key;
 pub mod limit;
 pub mod name;
 pub mod nats;
+pub mod notify;
 pub mod params;
 pub mod program;
 pub mod secret;

@@ -29,4 +29,5 @@ mod output;
 mod outside;
 mod profiles;
 mod scripts;
+mod service_manager;
 mod sockets;

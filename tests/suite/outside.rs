@@ -85,6 +85,11 @@ impl Own {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
     /// Asks it to end, and waits for it.
     pub fn stop(mut self) {
         self.end();

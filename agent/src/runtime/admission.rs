@@ -108,7 +108,7 @@ impl Agent {
 
     /// Gives free slots to what was kept for them.
     pub(super) async fn take_kept(&mut self) {
-        if now_ms() >= self.shared.config.trust.expires_ms {
+        if now_ms() >= self.shared.policy().trust.expires_ms {
             // Nobody is trusted any more, as if it came now.
             self.backlog.clear();
         }

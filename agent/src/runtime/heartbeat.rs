@@ -34,9 +34,10 @@ pub fn ability(shared: &Shared) -> SandboxAbility {
         Mode::Root => "root",
         Mode::User => "user",
     };
+    let config = shared.policy();
     // What both allow, agent and launcher.
-    let profiles = shared.config.profiles.iter().filter(|name| info.allowed(name).is_ok());
-    let users = shared.config.users.iter().filter(|user| info.users.contains(user));
+    let profiles = config.profiles.iter().filter(|name| info.allowed(name).is_ok());
+    let users = config.users.iter().filter(|user| info.users.contains(user));
     SandboxAbility::new(mode.to_owned(), profiles.cloned().collect(), users.cloned().collect())
 }
 

@@ -71,7 +71,7 @@ pub struct CheckedOrder {
 impl CheckedOrder {
     /// Whether this agent is among the order's targets. A selector is satisfied by the agent's own labels only.
     pub fn is_for(&self, shared: &Shared) -> Result<(), Refusal> {
-        let config = &shared.config;
+        let config = shared.policy();
         if self.order.targets.matches(&config.zone, &config.name, &config.labels) {
             Ok(())
         } else {
@@ -88,7 +88,8 @@ pub fn read(shared: &Shared, message: &async_nats::Message) -> Result<Command, R
     let headers = message.headers.as_ref();
     let body = &message.payload;
     let kind = wire::claimed_kind(headers)?;
-    let trust = &shared.config.trust;
+    let policy = shared.policy();
+    let trust = &policy.trust;
     let now = now_ms();
     wire::verify(kind, headers, body, LIVE_MESSAGE_MAX + HEAD_ROOM, |key| trust.is_controller(key, now))?;
     match kind {
@@ -155,7 +156,7 @@ pub fn check_order(shared: &Shared, dispatch: &Dispatch, bytes: &[u8]) -> Result
     if Digest::of(bytes) != dispatch.order_digest {
         return Err(Refusal::WrongDigest);
     }
-    shared.config.trust.check_order(bytes, &dispatch.order_signatures, now_ms())?;
+    shared.policy().trust.check_order(bytes, &dispatch.order_signatures, now_ms())?;
     let order: Order = wire::read(bytes)?;
     order.check().map_err(|_| Refusal::Malformed)?;
     Ok(CheckedOrder { order: Arc::new(order) })

@@ -36,6 +36,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use sally_common::id::{Digest, Nonce};
 use sally_common::nats::connect::{ConnectSettings, ConnectionEvent, connect};
+use sally_common::notify::{self, Watchdog};
 use sally_common::secret::CurveKey;
 use sally_common::subject::Channel;
 use sally_common::wire::Refusal;
@@ -165,8 +166,12 @@ struct Agent {
     tell_soon: bool,
 }
 
-/// Runs the agent until `stop` is set.
-pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), AgentError> {
+/// Runs the agent until `stop` is set. What comes by `reload` is the configuration read anew.
+pub async fn run(
+    config: Config,
+    mut stop: watch::Receiver<bool>,
+    mut reload: mpsc::Receiver<Config>,
+) -> Result<(), AgentError> {
     let state_failed = |error| AgentError::State { path: config.state_dir.display().to_string(), error };
     std::fs::create_dir_all(config.state_dir.join("runs")).map_err(state_failed)?;
     let _lock = lock(&config.state_dir)?;
@@ -240,7 +245,10 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     agent.recover(recovered).await;
     agent.measure();
 
-    let mut beat = tokio::time::interval(Duration::from_secs(u64::from(heartbeat_s)));
+    // Not when a controller has answered: an agent without a broker is as it should be, and waits.
+    notify::ready("waits for a controller");
+    let mut watchdog = Watchdog::of_environment();
+    let mut beat = beats(heartbeat_s);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -258,11 +266,20 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
                 }
             }
             _ = tick.tick() => agent.tick().await,
+            Some(config) = reload.recv() => {
+                if config.heartbeat_s != shared.policy().heartbeat_s {
+                    beat = beats(config.heartbeat_s);
+                }
+                shared.set_policy(config);
+                agent.reloaded();
+            }
             Some(_) = agent.tasks.join_next(), if !agent.tasks.is_empty() => {}
             _ = stop.changed() => break,
         }
         agent.ask_if_useful().await;
+        watchdog.feed();
     }
+    notify::stopping();
     agent.stop(&mut milestones).await;
     // The runs go on under their keepers; their tasks here end, and the next agent process adopts.
     agent.tasks.shutdown().await;
@@ -274,6 +291,10 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
         launching::stop(&shared).await;
     }
     Ok(())
+}
+
+fn beats(seconds: u32) -> tokio::time::Interval {
+    tokio::time::interval(Duration::from_secs(u64::from(seconds)))
 }
 
 /// Reads the key that opens secrets, or makes it at the first start.

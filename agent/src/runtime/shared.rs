@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sally_common::clock::now_ms;
 use sally_common::id::Nonce;
@@ -21,8 +21,10 @@ use crate::sandbox::{Launcher, RunFolder};
 
 /// See the module.
 pub struct Shared {
-    /// The configuration.
+    /// The configuration with which this process began. What a reload changes is in [`Shared::policy`].
     pub config: Config,
+    /// The configuration as it was read last.
+    policy: RwLock<Arc<Config>>,
     /// This agent as controllers address it, in the incarnation in which it began.
     begun_as: To,
     /// This process: another one with the same identity has another.
@@ -80,6 +82,7 @@ impl Shared {
         }
         let clock = ControllerClock { said_ms: i64::MIN / 2, heard: Instant::now() };
         Shared {
+            policy: RwLock::new(Arc::new(config.clone())),
             config,
             begun_as: me,
             curve,
@@ -97,6 +100,16 @@ impl Shared {
     /// The journal. Its methods only queue; nobody waits under this lock.
     pub fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may change while the agent runs: whom it believes, what it allows, how much a run may use, its labels.
+    pub fn policy(&self) -> Arc<Config> {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a configuration that was read anew.
+    pub fn set_policy(&self, config: Config) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
     /// This agent as controllers address it.

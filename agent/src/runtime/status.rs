@@ -64,6 +64,18 @@ pub struct Status {
 const CONTACT_STEP_MS: i64 = 5_000;
 
 impl Status {
+    /// In a few words, for the service manager.
+    pub fn words(&self) -> String {
+        let what = match (self.draining, &self.deferring, self.welcome) {
+            (true, ..) => "drains",
+            (_, Some(_), _) => "takes nothing new: no room",
+            (.., true) => "takes work",
+            (.., false) => "waits for a controller",
+        };
+        let (slots, waiting) = (&self.slots, self.spool.results);
+        format!("{what}; {} of {} slots busy, {waiting} results without a receipt", slots.used, slots.total)
+    }
+
     /// Whether this tells a person more than `before` does.
     pub fn is_news(&self, before: &Status) -> bool {
         let contact = |s: &Status| s.last_contact_ms.map(|ms| ms / CONTACT_STEP_MS);

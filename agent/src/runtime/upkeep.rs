@@ -50,6 +50,14 @@ impl Agent {
         self.write_status();
     }
 
+    /// The configuration is another one: controllers hear of it, and what was turned down for want of room may fit.
+    pub(super) fn reloaded(&mut self) {
+        self.tell_soon = true;
+        self.more = true;
+        self.told = None;
+        self.measure();
+    }
+
     fn look_for_draining(&mut self) {
         let draining = status::is_draining(&self.shared.config.state_dir);
         if draining != self.draining {
@@ -99,15 +107,15 @@ impl Agent {
 
     /// Why not even one more run may be admitted, if so.
     pub(super) fn no_room(&self) -> Option<NoRoom> {
-        room::admits(&self.shared.config.storage, self.measured, self.used_slots()).err()
+        room::admits(&self.shared.policy().storage, self.measured, self.used_slots()).err()
     }
 
     /// How many more runs there is room for, in slots and on the disk.
     pub(super) fn room(&self) -> u32 {
-        let storage = &self.shared.config.storage;
+        let storage = self.shared.policy().storage;
         let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
         (0..free)
-            .take_while(|more| room::admits(storage, self.measured, self.used_slots() + more).is_ok())
+            .take_while(|more| room::admits(&storage, self.measured, self.used_slots() + more).is_ok())
             .fold(0, |count, _| count + 1)
     }
 
@@ -117,7 +125,7 @@ impl Agent {
 
     /// Gives results up that nobody has taken for so long that keeping them is not worth the room any more.
     fn give_up_old(&self) {
-        let until = now_ms().saturating_sub(self.shared.config.storage.spool_max_age_ms);
+        let until = now_ms().saturating_sub(self.shared.policy().storage.spool_max_age_ms);
         for (key, _) in self.owed.iter().filter(|(_, (_, since_ms))| *since_ms < until) {
             self.pass(&key.run, key.attempt, Word::GiveUp);
         }
@@ -149,6 +157,7 @@ impl Agent {
         if self.told.as_ref().is_some_and(|told| !status.is_news(told)) {
             return;
         }
+        sally_common::notify::status(&status.words());
         if let Err(error) = status.write(&config.state_dir) {
             tracing::debug!(%error, "cannot write the status file");
         }

@@ -77,6 +77,7 @@ impl Parent {
         let own = read("/proc/self/cgroup");
         let v2 =
             mounts.iter().find(|mount| mount.v2).and_then(|mount| Some(own_folder(mount, own_v2(&own)?)));
+        let v2 = v2.map(|folder| delegated(&folder).to_owned());
         let mut why = "this host has no control groups".to_owned();
         if let Some(folder) = v2 {
             match take_delegated(&folder) {
@@ -157,6 +158,15 @@ impl Parent {
             all &= matches!(self, Parent::V2(..)) || gone(folder);
         }
         all
+    }
+}
+
+/// The group that is the launcher's to divide: its own, or the one above if it is already in the leaf. A service manager
+/// that can (`DelegateSubgroup=launcher`) starts it there, so that it can start again beside runs that go on.
+fn delegated(own: &Path) -> &Path {
+    match (own.file_name(), own.parent()) {
+        (Some(name), Some(above)) if name == LEAF => above,
+        _ => own,
     }
 }
 
@@ -272,6 +282,13 @@ mod tests {
         32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
         23 1 0:22 / / rw - ext4 /dev/vda rw\n";
+
+    #[test]
+    fn a_launcher_that_begins_in_the_leaf_divides_the_group_above() {
+        let unit = Path::new("/sys/fs/cgroup/system.slice/sally-launcher.service");
+        assert_eq!(delegated(&unit.join(LEAF)), unit);
+        assert_eq!(delegated(unit), unit);
+    }
 
     #[test]
     fn the_own_group_is_found_in_each_hierarchy() {

@@ -212,7 +212,12 @@ pub fn spawn_launcher(program: Option<&Path>, args: &[&str]) -> Result<Child, Sa
         Some(program) => program.to_owned(),
         None => std::env::current_exe().map_err(SandboxError::Start)?,
     };
-    Command::new(program).arg("launcher").args(args).stdin(Stdio::null()).spawn().map_err(SandboxError::Start)
+    let mut command = Command::new(program);
+    // It is no service of its own: whoever started this process waits for this one's word.
+    for name in sally_common::notify::VARIABLES {
+        command.env_remove(name);
+    }
+    command.arg("launcher").args(args).stdin(Stdio::null()).spawn().map_err(SandboxError::Start)
 }
 
 /// Connects to a launcher that may still be starting, for at most `limit`.

@@ -30,7 +30,9 @@ use nix::sys::socket::{
 use nix::sys::stat::stat;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, Uid, chown, getegid, geteuid, getpid};
+use sally_common::notify::{self, Watchdog};
 use std::fs::{self, File, Permissions};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -56,8 +58,8 @@ pub struct LauncherArgs {
     /// Kernel uid and gid of slot 0 when started as root; slot N has this plus N
     #[arg(long, default_value_t = UID_BASE, value_name = "UID")]
     pub uid_base: u32,
-    /// Account that may use the socket, besides root and the launcher's own
-    #[arg(long, value_name = "UID")]
+    /// Account that may use the socket, besides root and the launcher's own: a uid, or a name in /etc/passwd
+    #[arg(long, value_name = "ACCOUNT", value_parser = account)]
     pub socket_owner: Option<u32>,
     /// Widest built-in profile that a plan may ask for: strict, net, host, or admin (root on the host; only where this
     /// launcher is root)
@@ -88,6 +90,24 @@ pub struct LauncherArgs {
     /// For tests: leave one layer out, to see the report change
     #[arg(long = "break", value_name = "LAYER", hide = true)]
     pub broken: Vec<Layer>,
+}
+
+/// The uid of an account. Names are looked up in the file: what else knows accounts would be asked through libraries
+/// that a static program does not have.
+fn account(text: &str) -> Result<u32, String> {
+    if let Ok(uid) = text.parse() {
+        return Ok(uid);
+    }
+    let file = fs::read_to_string("/etc/passwd").map_err(|e| format!("cannot read /etc/passwd: {e}"))?;
+    let found = file.lines().find_map(|line| uid_of(line, text));
+    found.ok_or_else(|| "no such account in /etc/passwd; name one that is there, or a uid".to_owned())
+}
+
+/// The uid in a line of `/etc/passwd`, if it is of this account.
+fn uid_of(line: &str, name: &str) -> Option<u32> {
+    let mut fields = line.split(':');
+    let is_it = fields.next() == Some(name);
+    fields.nth(1).filter(|_| is_it)?.parse().ok()
 }
 
 /// Kernel uid of slot 0 under a root launcher that is told no other.
@@ -198,7 +218,7 @@ impl Launcher {
             }
         };
         let mut mask = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
         }
         mask.thread_block().map_err(|e| SandboxError::Start(e.into()))?;
@@ -348,9 +368,13 @@ impl Launcher {
 
     fn serve(&mut self) -> Result<(), SandboxError> {
         tracing::info!(socket = %self.args.socket.display(), slots = self.args.slots, mode = ?self.mode, "launcher serves");
+        notify::ready(&self.words());
+        let mut watchdog = Watchdog::of_environment();
         loop {
-            let ready = self.wait().map_err(|e| SandboxError::Start(e.into()))?;
+            watchdog.feed();
+            let ready = self.wait(watchdog.every()).map_err(|e| SandboxError::Start(e.into()))?;
             if ready.signals && self.hear_signals() {
+                notify::stopping();
                 return self.stop();
             }
             for slot in ready.keepers {
@@ -366,7 +390,13 @@ impl Launcher {
         }
     }
 
-    fn wait(&self) -> nix::Result<Ready> {
+    /// In a few words, for the service manager.
+    fn words(&self) -> String {
+        format!("{} slots, profiles up to {}", self.args.slots, self.args.max_profile)
+    }
+
+    /// Waits until something can be done, for `limit` at most.
+    fn wait(&self, limit: Option<Duration>) -> nix::Result<Ready> {
         let poll_in = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let keepers: Vec<(u16, BorrowedFd<'_>)> = (0..)
             .zip(&self.slots)
@@ -376,6 +406,8 @@ impl Launcher {
         fds.extend(keepers.iter().map(|(_, fd)| poll_in(*fd)));
         fds.extend(self.connections.iter().map(|c| poll_in(c.socket.as_fd())));
         let next = self.slots.iter().flat_map(|slot| &slot.waiting).map(|(_, _, until)| *until).min();
+        let limit = limit.map(|limit| Instant::now() + limit);
+        let next = next.into_iter().chain(limit).min();
         let timeout = next.map_or(PollTimeout::NONE, |until| {
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -406,7 +438,16 @@ impl Launcher {
     fn hear_signals(&mut self) -> bool {
         let mut stop = false;
         while let Ok(Some(info)) = self.signals.read_signal() {
-            stop |= info.ssi_signo != Signal::SIGCHLD as u32;
+            let is = |signal: Signal| info.ssi_signo == signal as u32;
+            if is(Signal::SIGHUP) && !std::io::stderr().is_terminal() {
+                notify::reloading();
+                tracing::warn!(
+                    "a launcher reads no configuration: other options need a restart, which ends no run"
+                );
+                notify::ready(&self.words());
+                continue;
+            }
+            stop |= !is(Signal::SIGCHLD);
         }
         while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) =
             waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG))
@@ -685,4 +726,19 @@ fn listen_on(path: &Path, owner: Option<u32>) -> Result<OwnedFd, SandboxError> {
     }
     listen(&socket, Backlog::new(16).unwrap_or(Backlog::MAXCONN)).map_err(failed)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_numbers_or_names_of_the_file() {
+        assert_eq!(account("4711"), Ok(4711));
+        assert_eq!(account("root"), Ok(0));
+        assert!(account("no-such-account-here").is_err());
+        assert_eq!(uid_of("web:x:33:34:Web:/srv:/bin/false", "web"), Some(33));
+        assert_eq!(uid_of("webber:x:34:34:Web:/srv:/bin/false", "web"), None);
+        assert_eq!(uid_of("web", "web"), None);
+    }
 }

@@ -99,6 +99,35 @@ impl Layers {
         }
     }
 
+    /// The keys whose values are others in `newer`: those that a running program takes, and those that need a restart.
+    #[must_use]
+    pub fn changes<'a>(&self, schema: &'a Schema, newer: &Layers) -> (Vec<&'a str>, Vec<&'a str>) {
+        let value = |layers: &Layers, key: &Key| {
+            let entries = layers.entries(&key.path).map(|(name, s)| (name.to_owned(), s.value.clone()));
+            let entries: Vec<_> = entries.collect();
+            (layers.get(&key.path).map(|s| s.value.clone()).or_else(|| key.default.clone()), entries)
+        };
+        let changed = schema.keys.iter().filter(|key| value(self, key) != value(newer, key));
+        let (reload, restart): (Vec<&Key>, Vec<&Key>) = changed.partition(|key| key.reload);
+        let paths = |keys: Vec<&'a Key>| keys.into_iter().map(|key| key.path.as_str()).collect();
+        (paths(reload), paths(restart))
+    }
+
+    /// Says in the log what a reload changes, and what it cannot change.
+    pub fn log_changes(&self, schema: &Schema, newer: &Layers) {
+        let (taken, kept) = self.changes(schema, newer);
+        if !kept.is_empty() {
+            tracing::warn!(
+                "these keys changed and are only read at the start, restart to have them: {}",
+                kept.join(", ")
+            );
+        }
+        let keys = if taken.is_empty() { "no other key changed".to_owned() } else { taken.join(", ") };
+        tracing::info!(
+            "configuration read again: {keys}; lists of keys and agents are as their files say now"
+        );
+    }
+
     /// Everything that was written, as one table.
     #[must_use]
     pub fn table(&self) -> Table {

@@ -170,6 +170,19 @@ fn the_json_schema_has_every_key() {
 }
 
 #[test]
+fn changes_are_told_apart_by_what_a_running_program_takes() {
+    let (before, _a) = layers(&[("a.toml", "name = 'a'\nslots = 4\n[labels]\nrole = 'web'\n")], &[]);
+    let (same, _b) = layers(&[("a.toml", "name = 'a'\n[labels]\nrole = 'web'\n")], &[]);
+    assert_eq!(
+        before.changes(&schema(), &same),
+        (vec![], vec![]),
+        "a default that is written changes nothing"
+    );
+    let (after, _c) = layers(&[("a.toml", "name = 'b'\nslots = 5\n[labels]\nrole = 'db'\n")], &[]);
+    assert_eq!(before.changes(&schema(), &after), (vec!["slots"], vec!["name", "labels"]));
+}
+
+#[test]
 fn a_near_word_is_found_and_a_far_one_is_not() {
     let known = || ["slots", "storage", "profiles"].into_iter();
     assert_eq!(nearest("slost", known()), Some("slots"));

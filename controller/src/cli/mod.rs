@@ -97,6 +97,12 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write a man page for each command into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
     /// Print the version of this program
     Version(version::VersionArgs),
 }
@@ -201,6 +207,12 @@ pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliErr
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sally", &mut script);
             out::data(&script)?;
+            Ok(Exit::Success)
+        }
+        Command::Man { dir } => {
+            let failed =
+                |e| CliError::internal(format!("cannot write man pages into {}: {e}", dir.display()));
+            clap_mangen::generate_to(Cli::command(), &dir).map_err(failed)?;
             Ok(Exit::Success)
         }
         Command::Version(args) => version::version(&args),

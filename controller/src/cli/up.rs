@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{CliError, Exit, ServeArgs, Services, UpArgs, out};
 use crate::broker::state::StateError;
@@ -35,7 +35,7 @@ impl Services for Parts {
     async fn serve(&self, args: ServeArgs) -> Result<(), CliError> {
         log_to_stderr();
         let stop = stop_on_signal()?;
-        crate::serve::run(&args.config, stop).await.map_err(|error| match error {
+        crate::serve::run(&args.config, stop, hangups()?).await.map_err(|error| match error {
             crate::serve::ServeError::Settings(error) => CliError::usage(error.to_string()),
             error @ crate::serve::ServeError::DataDir { .. } => CliError::usage(error.to_string()),
             crate::serve::ServeError::Service(error) => CliError::new(Exit::Internal, error.to_string()),
@@ -68,6 +68,24 @@ fn announce(ready: &Ready) {
         ready.agents, ready.url
     ));
     let _ = out::data(b"ready\n");
+}
+
+/// A word for each SIGHUP. From a terminal it ends the program, as ever: the terminal is gone.
+fn hangups() -> Result<mpsc::Receiver<()>, CliError> {
+    let (sender, receiver) = mpsc::channel(1);
+    if std::io::stderr().is_terminal() {
+        return Ok(receiver);
+    }
+    let failed = |e: std::io::Error| CliError::internal(format!("cannot listen for signals: {e}"));
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    // Ends with the program: there is nothing of it to join.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            // Full means that one waits already, and what it reads is as new.
+            let _ = sender.try_send(());
+        }
+    });
+    Ok(receiver)
 }
 
 /// A switch that SIGTERM and SIGINT turn.

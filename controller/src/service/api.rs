@@ -87,10 +87,11 @@ fn read(service: &Service, message: &async_nats::Message) -> Result<Asked, Refus
 }
 
 fn caller(service: &Service, key: &PublicKey) -> Result<User, Refusal> {
-    if now_ms() >= service.trust.expires_ms {
+    let trust = service.trust();
+    if now_ms() >= trust.expires_ms {
         return Err(Refusal::TrustExpired);
     }
-    service.trust.caller(key).map(|c| c.name.clone()).ok_or(Refusal::UnknownKey)
+    trust.caller(key).map(|c| c.name.clone()).ok_or(Refusal::UnknownKey)
 }
 
 /// Sends a reply, in parts if it is large. The signature covers the line, which names the digest of the bytes behind it:

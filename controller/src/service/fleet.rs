@@ -281,6 +281,25 @@ impl Fleet {
         Self { members }
     }
 
+    /// Takes another list of who is enrolled. Who stays with the same key keeps what is known of it; returns how many came
+    /// and how many went.
+    pub fn enrol(&mut self, enrolled: Vec<Enrolled>) -> (usize, usize) {
+        let mut before = std::mem::take(&mut self.members);
+        let mut came = 0;
+        for agent in enrolled {
+            let name = (agent.zone.clone(), agent.agent.clone());
+            let member = match before.remove(&name).filter(|member| member.enrolled == agent) {
+                Some(member) => member,
+                None => {
+                    came += 1;
+                    Member::new(agent)
+                }
+            };
+            self.members.insert(name, member);
+        }
+        (came, before.len())
+    }
+
     /// Notes who is drained, and for whom work waits.
     pub fn note(&mut self, drained: &[(Zone, Agent)], behind: &[(Zone, Agent)]) {
         for key in drained {

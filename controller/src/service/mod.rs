@@ -28,7 +28,7 @@ pub mod submission;
 pub mod watchers;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -36,6 +36,7 @@ use sally_common::id::{LastJobId, Nonce};
 use sally_common::key::SigningKey;
 use sally_common::nats::accounts::CONTROLLER_INBOX;
 use sally_common::nats::connect::{ConnectSettings, connect};
+use sally_common::notify::{self, Watchdog};
 use sally_common::subject::{Channel, Prefix};
 use sally_common::trust::TrustList;
 use sally_common::wire::Envelope;
@@ -53,6 +54,8 @@ use watchers::Watchers;
 const AT_ONCE: usize = 256;
 /// How long after a stream could not be made it is tried again.
 const STREAMS_PAUSE: Duration = Duration::from_secs(1);
+/// How often the loop goes round at least.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Controllers share the work by this queue group.
 const QUEUE_GROUP: &str = "controller";
 
@@ -75,7 +78,7 @@ pub enum ServiceError {
 /// What every part of the service uses.
 pub struct Service {
     key: SigningKey,
-    trust: TrustList,
+    trust: RwLock<Arc<TrustList>>,
     prefix: Prefix,
     client: async_nats::Client,
     ledger: Ledger,
@@ -99,6 +102,18 @@ impl Service {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Who may submit, as it was read last.
+    fn trust(&self) -> Arc<TrustList> {
+        self.trust.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what may change while the service runs: who may submit, and who is enrolled.
+    fn reload(&self, settings: Settings) {
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.trust);
+        let (came, went) = self.fleet().enrol(settings.agents);
+        tracing::info!(came, went, "agents are enrolled as the list says now");
+    }
+
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,8 +130,12 @@ impl Service {
     }
 }
 
-/// Serves until `stop` is set.
-pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<(), ServiceError> {
+/// Serves until `stop` is set. What comes by `reload` are the settings read anew.
+pub async fn run(
+    settings: Settings,
+    mut stop: watch::Receiver<bool>,
+    mut reload: mpsc::Receiver<Settings>,
+) -> Result<(), ServiceError> {
     let ledger = Ledger::open(settings.data_dir.join("ledger.db")).await?;
     let bounds = settings.bounds.clone();
     let blobs = BlobSettings {
@@ -149,7 +168,7 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     let nobody = client.new_inbox();
     let service = Arc::new(Service {
         key: settings.key,
-        trust: settings.trust,
+        trust: RwLock::new(Arc::new(settings.trust)),
         prefix: settings.prefix,
         client,
         ledger,
@@ -190,15 +209,24 @@ pub async fn run(settings: Settings, mut stop: watch::Receiver<bool>) -> Result<
     tasks.spawn(keep_streams(service.clone(), reconnected, stop.clone()));
     tracing::info!(ledger = service.ledger.id(), "serving");
 
-    tokio::select! {
-        _ = stop.changed() => {}
-        ended = tasks.join_next() => {
-            if !*stop.borrow() {
-                // A part that ended by itself is a fault of ours: better to end and be started anew.
-                tracing::error!(?ended, "a part of the service ended");
+    notify::ready("serves");
+    let mut watchdog = Watchdog::of_environment();
+    let mut turn = tokio::time::interval(watchdog.every().unwrap_or(LOOK_EVERY).min(LOOK_EVERY));
+    loop {
+        tokio::select! {
+            _ = stop.changed() => break,
+            _ = turn.tick() => watchdog.feed(),
+            Some(settings) = reload.recv() => service.reload(settings),
+            ended = tasks.join_next() => {
+                if !*stop.borrow() {
+                    // A part that ended by itself is a fault of ours: better to end and be started anew.
+                    tracing::error!(?ended, "a part of the service ended");
+                }
+                break;
             }
         }
     }
+    notify::stopping();
     tasks.shutdown().await;
     service.ledger.close().await;
     Ok(())

@@ -170,8 +170,8 @@ fn check(service: &Service, caller: &User, submit: &Submit) -> Result<Order, Api
             None,
         ));
     }
-    let signers = service
-        .trust
+    let trust = service.trust();
+    let signers = trust
         .check_order(submit.order.as_bytes(), &submit.signatures, now_ms())
         .map_err(|refusal| ApiError { code: ErrorCode::Denied, message: refusal.to_string(), hint: None })?;
     if !signers.iter().any(|s| s.name == *caller) {

@@ -185,7 +185,7 @@ impl Run {
     /// What the task's profile and account are on this host, if the policy allows them.
     async fn shape(&self, task: &Task) -> Result<Shape, Stop> {
         let refused = |message: String| Stop::Refused(Refusal::Policy, message);
-        let (config, name, launcher) = (&self.shared.config, &task.profile, &self.shared.launcher);
+        let (config, name, launcher) = (self.shared.policy(), &task.profile, &self.shared.launcher);
         if !config.profiles.contains(name) {
             let allowed: Vec<_> = config.profiles.iter().map(|p| p.as_str()).collect();
             return Err(refused(format!("profile {name} is not allowed here, only {}", allowed.join(", "))));
@@ -216,7 +216,7 @@ impl Run {
 
     fn plan(&self, admitted: &Admitted, program: sandbox::Program, shape: Shape) -> Result<Plan, Stop> {
         let task = &admitted.order.task;
-        let config = &self.shared.config;
+        let config = self.shared.policy();
         let paths = self.shared.launcher.box_paths(shape.profile);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let pairs = |map: &std::collections::BTreeMap<String, String>| {
