@@ -1,22 +1,26 @@
-//! A controller's backup: the ledger, and the keys and settings without which it is worth little. One file.
+//! A controller's backup: the ledger, the keys and settings without which it is worth little, and the programs and input of
+//! jobs that have not ended. One file.
 //!
 //! The file is one line of JSON (the [`Manifest`]), then the bytes of the files it names, one after the other. It holds
-//! secret keys and is readable by its owner only. Programs (`blobs/`) and output (`logs/`) are not in it, and no agent's
-//! journal: an old copy of a journal does harm, a new one is made.
+//! secret keys and is readable by its owner only. Programs (`blobs/`) of jobs that have ended and output (`logs/`) are not in
+//! it, and no agent's journal: an old copy of a journal does harm, a new one is made.
 //!
 //! The ledger is copied while a controller writes to it, as it was at one moment.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use futures_util::TryStreamExt as _;
 use sally_common::clock::now_ms;
 use sally_common::id::Digest;
+use sally_common::wire::{self, order::Order};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -24,6 +28,9 @@ const VERSION: u32 = 1;
 const MANIFEST_MAX: u64 = 4 * 1024 * 1024;
 /// Largest file beside the ledger, bytes. Keys and settings are small.
 const SMALL_MAX: u64 = 16 * 1024 * 1024;
+/// Programs and input of jobs that have not ended: how many, and how many bytes, at most. Those of the oldest jobs go first.
+const BLOBS_MAX: usize = 4_096;
+const BLOBS_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// The list of a `serve`'s key and settings files, in its data folder.
 pub const FILES: &str = "files.json";
 const LEDGER: &str = "ledger.db";
@@ -39,6 +46,10 @@ pub struct Manifest {
     pub created_ms: i64,
     /// The files in the order of their bytes.
     pub files: Vec<Entry>,
+    /// How many programs and inputs of jobs that have not ended are not among them: there was no room for them, or they could
+    /// not be read. Runs that need them are refused by their agents.
+    #[serde(default)]
+    pub blobs_left_out: u64,
 }
 
 /// A file in a backup.
@@ -123,13 +134,30 @@ async fn write(dir: &Path, copy: &Path, part: &Path) -> Result<Manifest> {
     let mut sources = vec![(ledger, copy.to_owned())];
     sources.extend(if is_up { files_of_up(dir)? } else { files_of_serve(dir)? });
     let mut files = Vec::with_capacity(sources.len());
+    let blobs_dir = if is_up { Path::new("controller/blobs") } else { Path::new("blobs") };
+    let (mut blobs, mut blobs_left_out) = (Vec::new(), 0);
     for (path, source) in &sources {
         let mode = if source == copy { 0o600 } else { mode_of(source)? };
         let (bytes, digest) = digest_of(source)?;
         files.push(Entry { path: path.clone(), bytes, digest, mode });
     }
+    let mut room = BLOBS_BYTES_MAX;
+    for wanted in blobs_needed(copy).await? {
+        let path = blobs_dir.join(wanted.to_string());
+        let source = dir.join(&path);
+        // One that is not what its name says is worth nothing, and one that went away meanwhile is not needed any more.
+        let found = digest_of(&source).ok().filter(|(bytes, digest)| *digest == wanted && *bytes <= room);
+        let Some((bytes, digest)) = found.filter(|_| files.len() < sources.len() + BLOBS_MAX) else {
+            blobs_left_out += 1;
+            continue;
+        };
+        room -= bytes;
+        files.push(Entry { path: path.clone(), bytes, digest, mode: 0o600 });
+        blobs.push((path, source));
+    }
+    sources.extend(blobs);
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let manifest = Manifest { sally_backup: VERSION, version, created_ms: now_ms(), files };
+    let manifest = Manifest { sally_backup: VERSION, version, created_ms: now_ms(), files, blobs_left_out };
     let mut out = create_private(part)?;
     let mut line = serde_json::to_vec(&manifest).unwrap_or_default();
     line.push(b'\n');
@@ -159,6 +187,25 @@ async fn copy_ledger(ledger: &Path, copy: &Path) -> Result<()> {
         sqlx::query("VACUUM INTO ?").bind(copy.to_string_lossy().into_owned()).execute(&mut db).await;
     db.close().await.map_err(fail)?;
     copied.map(|_| ()).map_err(fail)
+}
+
+/// The blobs that the orders of jobs name which have not ended, those of the oldest first.
+async fn blobs_needed(ledger: &Path) -> Result<Vec<Digest>> {
+    let fail = |error: sqlx::Error| BackupError::Ledger { path: ledger.to_owned(), error };
+    let options = SqliteConnectOptions::new().filename(ledger).create_if_missing(false);
+    let mut db = options.disable_statement_logging().connect().await.map_err(fail)?;
+    let sql = "SELECT o.body FROM jobs AS j JOIN orders AS o ON o.job = j.id WHERE j.ended_ms IS NULL ORDER BY j.id";
+    let (mut seen, mut needed) = (BTreeSet::new(), Vec::new());
+    let mut orders = sqlx::query(sql).fetch(&mut db);
+    while let Some(row) = orders.try_next().await.map_err(fail)? {
+        let body: Vec<u8> = row.try_get(0).map_err(fail)?;
+        // One that this program cannot read is sent as it is, and its blobs are asked for in vain.
+        let Ok(order) = wire::read::<Order>(&body) else { continue };
+        needed.extend(order.blobs().map(|c| c.digest).filter(|digest| seen.insert(*digest)));
+    }
+    drop(orders);
+    db.close().await.map_err(fail)?;
+    Ok(needed)
 }
 
 /// Keys, credentials, settings; of the local agents only what makes them who they are.

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CliError, Exit, out};
 use crate::backup::{self, BackupError, Manifest};
 
-/// Write a controller's ledger, keys and settings into one file, while it runs
+/// Write a controller's ledger, keys, settings, and the scripts of jobs that have not ended into one file, while it runs
 ///
 ///   sally backup /backup/sally-monday --dir ./try
 ///   sally backup /backup/sally-monday --data-dir /var/lib/sally
@@ -46,6 +46,13 @@ pub struct RestoreArgs {
 pub(super) async fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
     let manifest = backup::create(&args.dir, &args.file).await?;
     out::note(&format!("backed up {} into {}", what(&manifest), args.file.display()))?;
+    if manifest.blobs_left_out > 0 {
+        out::note(&format!(
+            "{} scripts or inputs of jobs that have not ended are not in it, because together they are too large or cannot be \
+             read: after a restore, runs that need them are refused",
+            manifest.blobs_left_out
+        ))?;
+    }
     Ok(Exit::Success)
 }
 

@@ -21,6 +21,11 @@ use crate::ledger::AgentRow;
 const HINT_FIRST_MS: i64 = 1_000;
 const HINT_MAX_MS: i64 = 60_000;
 
+/// How long an agent is sent nothing after a process with another journal than the known one has spoken for it and is not
+/// welcome yet, milliseconds: what is sent to a journal that is gone is `unknown` for ever. Agents that wait to be welcomed
+/// ask again after 400 ms.
+const OTHER_JOURNAL_MS: i64 = 5_000;
+
 /// What is wrong with an agent whose journal and key two processes use.
 pub const TWO_PROCESSES: &str = "two processes use this identity: stop one of them, and enroll its host anew";
 
@@ -65,6 +70,8 @@ pub struct Member {
     pub greeted: bool,
     /// Which process speaks for it.
     pub presence: Presence,
+    /// When a process with another journal spoke that is not welcome yet, by the controller's steady clock.
+    pub other_journal_ms: Option<i64>,
 }
 
 impl Member {
@@ -94,6 +101,7 @@ impl Member {
             hint: (0, HINT_FIRST_MS),
             greeted: false,
             presence: Presence::default(),
+            other_journal_ms: None,
         }
     }
 
@@ -104,7 +112,20 @@ impl Member {
 
     /// Whether it may be sent new work at this moment.
     pub fn takes_work(&self, now_ms: i64) -> bool {
-        self.state(now_ms) != AgentState::Offline && !self.drained && !self.presence.is_two(now_ms)
+        let there = self.state(now_ms) != AgentState::Offline && !self.presence.is_two(now_ms);
+        there && !self.drained && !self.may_be_another(now_ms)
+    }
+
+    /// Whether its journal may be another one than the known one.
+    fn may_be_another(&self, now_ms: i64) -> bool {
+        self.other_journal_ms.is_some_and(|at| now_ms - at < OTHER_JOURNAL_MS)
+    }
+
+    /// A process has spoken that is not welcome yet.
+    pub fn is_at_the_door(&mut self, incarnation: Incarnation, now_ms: i64) {
+        if self.incarnation.is_some_and(|known| known != incarnation) {
+            self.other_journal_ms = Some(now_ms);
+        }
     }
 
     /// Whether it is time to hint at what waits for it; each time the pause doubles until it asks.
@@ -142,6 +163,7 @@ impl Member {
     pub fn is_now(&mut self, from: &From) {
         if self.incarnation != Some(from.incarnation) {
             self.incarnation = Some(from.incarnation);
+            self.other_journal_ms = None;
             (self.counter, self.journal, self.floor.counter) = (0, 0, 0);
         }
         self.counter = self.counter.max(from.counter);
@@ -481,6 +503,18 @@ mod tests {
         assert!(!member.leave(2_100));
         assert!(member.read(left, false) && member.behind, "more was left meanwhile");
         assert!(!member.read(member.left(), false) && !member.behind);
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_journal_that_may_be_gone() {
+        let (mut member, _) = member();
+        member.is_at_the_door(Incarnation::from_bytes([1; 16]), 1_000);
+        assert!(!member.may_be_another(1_000), "a restart with the same journal");
+        member.is_at_the_door(Incarnation::from_bytes([2; 16]), 1_000);
+        assert!(member.may_be_another(1_400));
+        assert!(!member.may_be_another(1_000 + OTHER_JOURNAL_MS), "it was nothing");
+        member.is_now(&from(2, 1, Some(0)));
+        assert!(!member.may_be_another(1_400), "it is the known one now");
     }
 
     /// Whether a process that has just started is told that its journal is an old copy.

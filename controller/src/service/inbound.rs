@@ -481,7 +481,11 @@ async fn presence(
         let Some((member, instance)) = member.zip(instance) else { return Verdict::Welcome };
         let gone = member.state(now) == AgentState::Offline;
         member.speaks(instance, from.incarnation);
-        member.presence.hear(instance, goodbye, gone, now)
+        let verdict = member.presence.hear(instance, goodbye, gone, now);
+        if verdict != Verdict::Welcome {
+            member.is_at_the_door(from.incarnation, now);
+        }
+        verdict
     };
     match verdict {
         Verdict::Probe => service.send_probe(signed.to(from), Nonce::generate()).await,

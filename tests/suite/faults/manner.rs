@@ -67,7 +67,9 @@ impl World {
         if number > self.numbers {
             self.cancelled_ahead.insert(number);
         } else {
-            self.may_be(number, &["cancelled"]);
+            // A last attempt is one that has failed when nobody wants another.
+            let tried_again = self.accepted[number as usize - 1].tries > 1;
+            self.may_be(number, if tried_again { &["cancelled", "failed"] } else { &["cancelled"] });
         }
         self.insist("a cancellation is answered", &["job", "cancel", "--request-id", &request]);
     }

@@ -170,8 +170,8 @@ impl Walk<'_> {
                 world.struck();
             }
             Fault::JournalLost { agent } => {
-                // Whatever the agent held may be known to nobody now.
-                world.excuse("unknown", world.jobs());
+                // What the agent was sent, or is sent before its new journal is heard of, may be known to nobody now.
+                world.excuse("unknown", self.schedule.steps.len() as u64);
                 let _ = std::fs::remove_file(world.agent_dir(agent).join("state/journal.redb"));
                 world.kill_and_wait(&format!("local-{agent}"));
             }
