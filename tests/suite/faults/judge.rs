@@ -22,6 +22,18 @@ pub struct Accepted {
     pub tries: usize,
     /// It was cancelled before it was submitted.
     pub cancelled_ahead: bool,
+    /// What of it a lost ledger may have taken with it.
+    pub lost: Lost,
+}
+
+/// What nobody can know any more of a job that ended before a ledger was lost, or restored from a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    Nothing,
+    /// How it ended is known, its result and its output are not.
+    Result,
+    /// Everything: no agent holds it, and no ledger has it.
+    All,
 }
 
 /// The promises that every row is tried against, in the order of the table.
@@ -78,6 +90,9 @@ impl<'a> Judge<'a> {
     /// A submission that was accepted, and what the controller says of it now.
     pub fn job(&mut self, accepted: &Accepted, record: Option<&Value>) {
         let none = Vec::new();
+        if accepted.lost == Lost::All && record.is_none() {
+            return self.forgotten(accepted);
+        }
         let runs = record.and_then(|r| r["runs"].as_array()).unwrap_or(&none);
         let kept = runs.len() == accepted.targets;
         if !kept {
@@ -91,6 +106,21 @@ impl<'a> Judge<'a> {
         self.tally.note(0, kept);
         for run in runs {
             self.run(accepted, run);
+        }
+    }
+
+    /// No record is left: what happened in the world is.
+    fn forgotten(&mut self, accepted: &Accepted) {
+        for n in 0..accepted.targets {
+            let id = format!("{}-{n}", accepted.id);
+            let (starts, ends) = (self.effects.starts(&id), self.effects.ends(&id));
+            let once = starts <= 1 && ends <= 1;
+            if !once {
+                self.problems.push(format!("done twice: starts {starts}, ends {ends}, {id}, forgotten"));
+            }
+            self.tally.note(1, once);
+            *self.tally.outcomes.entry("forgotten".into()).or_default() += 1;
+            self.known.insert(id);
         }
     }
 
@@ -117,7 +147,10 @@ impl<'a> Judge<'a> {
         }
         // What waits for another attempt is cancelled without one under way.
         if state == "cancelled" && accepted.tries == 1 {
-            if ends > 0 && run["signal"].is_null() {
+            // TERM may come when it has just done everything, by itself: then the record has its exit code and its result, and
+            // denies nothing. Where a row knows when it cancels, there is no such chance.
+            let by_chance = accepted.may_be.contains(&"cancelled") && run["exit_code"] == 0;
+            if ends > 0 && run["signal"].is_null() && !by_chance {
                 (honest, _) = (false, problem("it ran to its end, and is denied"));
             }
             if starts > 0 && run["started_at"].is_null() {
@@ -132,10 +165,19 @@ impl<'a> Judge<'a> {
             if last != (1, 1) {
                 (honest, _) = (false, problem("succeeded, and not done once"));
             }
-            if run["result"] != accepted.job.result() || run["stdout"] != accepted.job.stdout(&id) {
+            let lost = accepted.lost == Lost::Result && run["reason"] == "result-lost";
+            if lost {
+                // It says so, and nothing is made up: output that was streamed is in a folder of its own.
+                let said = [String::new(), accepted.job.stdout(&id)];
+                if !run["result"].is_null() || !said.iter().any(|said| run["stdout"] == *said) {
+                    (whole, _) = (false, problem("result or output is made up"));
+                }
+            } else if run["result"] != accepted.job.result() || run["stdout"] != accepted.job.stdout(&id) {
                 (whole, _) = (false, problem("result or output is not what the script said"));
             }
-            self.tally.note(3, whole);
+            if !lost {
+                self.tally.note(3, whole);
+            }
         } else if !accepted.may_be.contains(&state.as_str()) {
             if !self.excuses.contains_key(state.as_str()) {
                 (honest, _) = (false, problem("no fault explains this state"));
@@ -187,10 +229,11 @@ impl<'a> Judge<'a> {
             found
         });
         let wanted: BTreeSet<&str> = accepted.iter().map(|a| a.id.as_str()).collect();
+        let may_be_gone = |id: &str| accepted.iter().any(|a| a.id == id && a.lost == Lost::All);
         for stranger in found.keys().filter(|id| !wanted.contains(id.as_str())) {
             self.problems.push(format!("job {stranger} is in the ledger and was never accepted"));
         }
-        for id in wanted.iter().filter(|id| !found.contains_key(**id)) {
+        for id in wanted.iter().filter(|id| !found.contains_key(**id) && !may_be_gone(id)) {
             self.problems.push(format!("job {id} was accepted and is not in the ledger"));
         }
         for (run, state) in found.values().flatten() {

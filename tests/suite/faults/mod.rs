@@ -4,6 +4,7 @@
 //!   callers are told and with the ledger; [`points`] are the named places where programs die.
 //! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order; [`schedule`] what is drawn,
 //!   [`manner`] the ways in which jobs are submitted, and taken back.
+//! - [`ledgers`]: lost and restored; [`twins`]: a copy of an agent.
 //! - [`link`]: a bad connection; [`replay`]: a broker that says everything again; [`disk`]: file systems of a test's own.
 //! - [`table`]: the document.
 //!
@@ -11,6 +12,7 @@
 
 mod disk;
 mod judge;
+mod ledgers;
 mod link;
 mod manner;
 pub mod points;
@@ -18,5 +20,6 @@ mod replay;
 mod rows;
 mod schedule;
 mod table;
+mod twins;
 mod walk;
 mod world;

@@ -12,6 +12,7 @@ use super::points;
 use super::replay::Replay;
 use super::table;
 use super::world::{Process, World};
+use super::{ledgers, twins};
 use crate::effects::{Kind, lives, send};
 use crate::harness::{eventually, programs};
 use crate::netns;
@@ -314,6 +315,13 @@ rows! {
     };
     journal_rolled_back: "the agent comes back with an older copy of its journal, taken while it ran", |row| {
         roll_journal_back(row);
+    };
+    journal_cloned: "a copy of the agent's state is started beside it, twice, with a run under way", |row| {
+        judged(row, twins::cloned());
+    };
+    ledger_lost: "the controller's ledger is removed with a run under way", |row| judged(row, ledgers::lost());
+    ledger_restored: "the controller's ledger is replaced by an older `sally backup` with a run under way", |row| {
+        judged(row, ledgers::restored());
     };
     credentials_refused: "the broker refuses the agent's credentials for a while", |row| {
         let mut world = World::new(1, 13);

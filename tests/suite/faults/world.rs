@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::judge::{Accepted, Excuses, Judge, Tally};
+use super::judge::{Accepted, Excuses, Judge, Lost, Tally};
 use super::points::Points;
 use crate::effects::{Effects, Job, Kind, Random, lives, nothing_lives, processes, send};
 use crate::harness::{LIMIT, Said, Up, eventually, nats_server, programs, run};
@@ -142,7 +142,15 @@ impl World {
         let job = Job { number: self.numbers, kind };
         let cancelled_ahead = self.cancelled_ahead.contains(&self.numbers);
         let may_be = if cancelled_ahead { vec!["cancelled"] } else { Vec::new() };
-        self.accepted.push(Accepted { job, id: id.clone(), targets, may_be, tries: 1, cancelled_ahead });
+        self.accepted.push(Accepted {
+            job,
+            id: id.clone(),
+            targets,
+            may_be,
+            tries: 1,
+            cancelled_ahead,
+            lost: Lost::Nothing,
+        });
         id
     }
 
@@ -351,6 +359,8 @@ impl World {
         let mut records = BTreeMap::new();
         let until = Instant::now() + SETTLE_LIMIT;
         for accepted in &self.accepted {
+            // Nobody waits for what is gone; it is gone when a controller says so.
+            let until = if accepted.lost == Lost::All { Instant::now() } else { until };
             records.insert(accepted.id.clone(), self.settled(&accepted.id, until));
         }
         let probes = self.probe(&mut records);
