@@ -51,6 +51,9 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
     },
+    /// Work folders of runs that failed and were asked to be kept (`sally run --keep`), as tar archives
+    #[command(subcommand)]
+    Kept(Kept),
     /// Run a script on this host as a task would be run, without a broker, and show its record
     Test(local::trial::TestArgs),
     /// What this host offers and lacks for sandboxes, and the setting that would enable it; 1 if something fails
@@ -71,6 +74,29 @@ enum Command {
     Man {
         /// The folder
         dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Kept {
+    /// What is kept, the oldest first
+    Ls {
+        #[command(flatten)]
+        place: Place,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
+    /// Remove some of them
+    Rm {
+        /// The run, or RUN.ATTEMPT
+        #[arg(value_name = "RUN", required_unless_present = "all", conflicts_with = "all")]
+        runs: Vec<String>,
+        /// Every one
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -117,6 +143,14 @@ fn main() -> ExitCode {
         }),
         Command::Resume { place } => in_place(&place, local::resume),
         Command::Status { place, output } => in_place(&place, |dir| show_status(dir, output)),
+        Command::Kept(Kept::Ls { place, output }) => in_place(&place, |dir| {
+            // Whoever closed the pipe wants no more.
+            let _ = local::show::text(&local::kept::ls(dir, output)?);
+            Ok(())
+        }),
+        Command::Kept(Kept::Rm { runs, place, .. }) => {
+            in_place(&place, |dir| local::kept::rm(dir, &runs).map(|_| ()))
+        }
         Command::Test(args) => test(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Sandbox(Sandbox::Explain(args)) => explain(&args),

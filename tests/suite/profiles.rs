@@ -154,3 +154,43 @@ fn the_host_explains_tries_and_checks_them() {
     assert_eq!(check("wrong")["level"], "warn");
     assert!(check("wrong")["found"].as_str().unwrap().contains("base = \"tight\""), "{}", check("wrong"));
 }
+
+#[test]
+fn the_work_folder_of_a_failed_run_is_kept_where_its_message_says() {
+    let up = up(&[], &[]);
+    let work = "mkdir d && echo found >d/note && ln -s /etc/passwd link && exit 3";
+    let record = up.json(&["exec", "--all", "--keep", "--", "sh", "-c", work], 3);
+    let message = first(&record)["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.starts_with("exit code 3; its work folder is kept on the agent's host until "),
+        "{message}"
+    );
+    let archive = message.rsplit_once(": ").unwrap().1.to_owned();
+    let listed = run(Command::new("tar").args(["-tf", &archive])).expect(0).text();
+    assert_eq!(listed, "d/\nlink\nd/note\n");
+    assert_eq!(run(Command::new("tar").args(["-xOf", &archive, "d/note"])).expect(0).text(), "found\n");
+    assert_eq!(fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
+    let told = up.sally(&["exec", "--all", "--keep", "--", "sh", "-c", "exit 5"]).expect(3);
+    let told = format!("{}{}", told.text(), told.stderr);
+    assert!(told.contains("its work folder is kept on the agent's host"), "people are told too: {told}");
+    // Neither without the option nor of a run that succeeded.
+    up.json(&["exec", "--all", "--", "sh", "-c", work], 3);
+    let fine = up.json(&["exec", "--all", "--keep", "--", "sh", "-c", "echo x >y"], 0);
+    assert_eq!(first(&fine)["message"], Value::Null);
+    let kept = |args: &[&str]| {
+        let mut command = Command::new(programs().join("sally-agent"));
+        let config = up.dir().join("agents/local-1/agent.toml");
+        run(command.arg("kept").args(args).arg("--config").arg(config))
+    };
+    let list = kept(&["ls", "-o", "json"]).expect(0).json();
+    let id = first(&record)["run"].as_str().unwrap();
+    assert_eq!(
+        (list["kept"].as_array().unwrap().len(), &list["kept"][0]["run"]),
+        (1, &format!("{id}.1").into())
+    );
+    assert_eq!(list["kept"][0]["path"], archive.as_str());
+    assert!(kept(&["rm", "nothing-0"]).expect(1).stderr.contains("no work folder is kept of run nothing-0"));
+    kept(&["rm", id]).expect(0);
+    kept(&["rm", "--all"]).expect(0);
+    assert_eq!(kept(&["ls"]).expect(0).text(), "nothing is kept\n");
+}

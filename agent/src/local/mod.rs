@@ -1,5 +1,5 @@
-//! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, work
-//! on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
+//! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, and
+//! [`kept`] work on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
 //! a task would be run, with [`mod@watch`] and [`show`] for its output and
 //! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] and [`configuration`] start nothing.
 #![forbid(unsafe_code)]
@@ -8,6 +8,7 @@ pub mod configuration;
 pub mod doctor;
 pub mod explain;
 pub mod judged;
+pub mod kept;
 pub mod scratch;
 pub mod show;
 pub mod trial;
@@ -43,6 +44,8 @@ pub enum LocalError {
     Launcher(std::io::Error),
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),
+    #[error("no work folder is kept of run {0}; `sally-agent kept ls` lists those that are")]
+    NotKept(String),
     #[error("the agent does not run, so nothing of it ends; it will drain when it starts")]
     NotRunning,
     #[error(

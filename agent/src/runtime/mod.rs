@@ -144,6 +144,8 @@ struct Agent {
     /// Adding up what the state folder holds, in a thread of its own.
     adding_up: Option<tokio::task::JoinHandle<u64>>,
     added_up: Instant,
+    /// When work folders that are kept were looked through.
+    swept: Instant,
     /// When a controller was last heard, Unix milliseconds.
     last_contact_ms: Option<i64>,
     /// Why free slots take nothing, if so.
@@ -229,6 +231,7 @@ pub async fn run(
         measured: Measured::default(),
         adding_up: None,
         added_up: Instant::now(),
+        swept: Instant::now(),
         last_contact_ms: None,
         deferring: None,
         told: None,

@@ -77,6 +77,8 @@ impl Shared {
         // What another process had put aside is not known to be whole.
         let spare_dir = config.state_dir.join("spare");
         super::run::files::remove_dir(&spare_dir);
+        crate::kept::remove_parts(&config.state_dir);
+        crate::kept::sweep(&config.state_dir, &config.keep);
         if let Err(error) = std::fs::create_dir(&spare_dir) {
             tracing::warn!(%error, dir = %spare_dir.display(), "cannot make a folder");
         }

@@ -16,9 +16,12 @@ use super::status::{self, Status};
 use super::{Agent, heartbeat};
 use crate::delivery::memory::Phase;
 use crate::delivery::room::{self, NoRoom};
+use crate::kept;
 
 /// How often what the state folder holds is added up. In between, what runs has its room reserved.
 const ADD_UP_EVERY: Duration = Duration::from_secs(10);
+/// How often work folders that are kept are looked through for old ones.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How long the end waits for runs that are given back.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(2);
 /// Runs named in the status file.
@@ -36,6 +39,7 @@ impl Agent {
         self.look_for_draining();
         self.measure();
         self.give_up_old();
+        self.sweep_kept();
         if std::mem::take(&mut self.tell_soon) {
             self.heartbeat(None, None).await;
         }
@@ -121,6 +125,16 @@ impl Agent {
 
     pub(super) fn used_slots(&self) -> u32 {
         u32::from(self.slots).saturating_sub(u32::try_from(self.free.len()).unwrap_or(0))
+    }
+
+    /// Removes work folders that were kept for long enough, in another thread. A run that is kept makes its room itself.
+    fn sweep_kept(&mut self) {
+        if self.swept.elapsed() > SWEEP_EVERY {
+            self.swept = Instant::now();
+            let (dir, bounds) = (self.shared.config.state_dir.clone(), self.shared.config.keep);
+            // Nobody needs its end; that of the runtime waits for it.
+            drop(tokio::task::spawn_blocking(move || kept::sweep(&dir, &bounds)));
+        }
     }
 
     /// Gives results up that nobody has taken for so long that keeping them is not worth the room any more.

@@ -5,6 +5,7 @@ use super::artifacts::{self, DoorBytes};
 use super::capture::{BUFFER, Stream, read_kept};
 use super::cgroup_group::{Counters, Group, Used};
 use super::init::Prepared;
+use super::keep;
 use super::keeper::{FromLauncher, Keeper};
 use super::layer::Layers;
 use super::plan::Plan;
@@ -92,6 +93,10 @@ pub(super) fn run(
             attempt.fill(&mut record, &keeper.setup.group, &result_file, &mut buffer);
             record.artifacts =
                 attempt.keep_named_files(keeper, &record, &result_file, &artifacts, &mut buffer);
+            if plan.keep_bytes > 0 && attempt.started.is_some() {
+                let work = attempt.prepared.work.as_fd();
+                record.kept = Some(keep::keep(work, &artifacts, plan.keep_bytes, &mut buffer));
+            }
             init = Some(attempt.prepared);
         }
     }

@@ -237,7 +237,9 @@ impl RunFolder {
         Ok(index)
     }
 
-    fn artifacts_path(&self) -> PathBuf {
+    /// The file that holds all that was kept: the files that the script named, and behind them its work folder, at the
+    /// place that the exit record's `kept` names.
+    pub fn artifacts_path(&self) -> PathBuf {
         self.dir.join("artifacts")
     }
 

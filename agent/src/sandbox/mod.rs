@@ -11,7 +11,7 @@
 //! - `account`: accounts of the host that scripts may run as.
 //! - `descendants`: the end of a tree that has no pid namespace.
 //! - `cgroup`, `cgroup_group`, `cgroup_rates`: control groups: where they are, one slot's, and how fast it may go.
-//! - `secrets`, `artifacts`: what goes into the box and out of it besides a script and its output.
+//! - `secrets`, `artifacts`, `keep`: what goes into the box and out of it besides a script and its output.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `explain`: the same in words, for people.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
@@ -35,6 +35,7 @@ mod extras;
 mod folder;
 mod forker;
 mod init;
+mod keep;
 mod keeper;
 mod landlock;
 mod launcher;

@@ -133,6 +133,11 @@ pub(super) fn answer(run: &RunRecord) -> String {
     if let Some(failure) = &run.failure {
         parts.push(format!("{}: {}", failure.code, failure.text));
     }
+    if is_said {
+        // What an agent adds to them: where a work folder is kept, what to use in the place of sudo.
+        let more = run.message.as_deref().and_then(|message| message.split_once("; "));
+        parts.extend(more.map(|(_, more)| more.to_owned()));
+    }
     if !is_said && (run.state != RunState::Succeeded || run.failure.is_some()) {
         let why = run.message.as_deref().or(run.reason.as_deref());
         parts.extend(why.map(str::to_owned));

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use sally_common::clock::now_ms;
+use sally_common::clock::{now_ms, rfc3339};
 use sally_common::limit::INLINE_OUTPUT_MAX;
 use sally_common::wire::record::{ResultError, ResultState, RunState};
 use sally_common::wire::report::{ResultMessage, StreamEnd};
@@ -12,6 +12,8 @@ use sally_common::wire::{self, VERSION};
 use super::files::{CANCEL_ASKED, RESULT_JSON};
 use super::follow::Live;
 use super::{Run, artifacts};
+use crate::kept;
+use crate::runtime::heartbeat;
 use crate::runtime::outcome::{self, Ending, Said};
 use crate::sandbox::{self, Event, ExitRecord, RunFolder};
 use crate::script::{self, Masker};
@@ -61,10 +63,47 @@ impl Run {
             None => Ending::interrupted("its keeper died under it; it may have run in part"),
         };
         ending.message = ending.message.map(|text| mask_text(&text, &live.masks));
+        if let Some(record) = &record {
+            self.keep_folder(&mut ending, record, &live.folder).await;
+        }
         let named = std::mem::take(&mut said.artifacts);
         let mut said = Said::of(said, |text| mask_text(text, &live.masks));
         said.artifacts = artifacts::list(kept, named, record.is_some(), |text| mask_text(text, &live.masks));
         self.result(ending, record.as_ref(), said, stdout, stderr)
+    }
+
+    /// Keeps the work folder of a run that did not succeed, if its task asked for it, and says where, or why not.
+    async fn keep_folder(&self, ending: &mut Ending, record: &ExitRecord, folder: &RunFolder) {
+        let Some(kept) = record.kept.clone().filter(|_| ending.state != RunState::Succeeded) else { return };
+        let (config, source) = (&self.shared.config, folder.artifacts_path());
+        let (state_dir, bounds) = (config.state_dir.clone(), config.keep);
+        let run = format!("{}.{}", self.note.run, self.note.attempt);
+        let free = heartbeat::disk_free(&state_dir);
+        let stored = if free < kept.bytes.saturating_add(config.storage.min_free_bytes) {
+            Err(format!("{free} bytes are free where the agent keeps its state"))
+        } else {
+            let part = (kept.offset, kept.bytes);
+            // It may be large, and others wait for this thread.
+            let store = move || kept::keep(&state_dir, &bounds, &run, &source, part);
+            tokio::task::spawn_blocking(store).await.unwrap_or_else(|error| Err(error.to_string()))
+        };
+        let mut said = match stored {
+            Ok(path) => {
+                let until = rfc3339(now_ms().saturating_add(bounds.max_age_ms));
+                format!("its work folder is kept on the agent's host until {until}: {}", path.display())
+            }
+            Err(why) => format!("its work folder could not be kept: {why}"),
+        };
+        if kept.left_out > 0 {
+            said.push_str(&format!(" ({} files or folders are not in it)", kept.left_out));
+        }
+        if let Some(error) = &kept.error {
+            said.push_str(&format!(" (it ends early: {error})"));
+        }
+        ending.message = Some(match ending.message.take() {
+            Some(message) => format!("{message}; {said}"),
+            None => said,
+        });
     }
 
     fn result(
