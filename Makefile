@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # cargo-nextest when it is installed, and cargo's own test runner when not.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test build release bench guarantees soak walk nats-server tools test-tools fmt lint docs clean
+.PHONY: help demo test build release packages test-packages bench guarantees soak walk nats-server tools test-tools fmt lint docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -31,6 +31,12 @@ release: tools ## optimised programs; the agent static
 
 bench: release nats-server ## the benchmark: ratios to the floor, gates nothing
 	$(CARGO) bench --package sally-tests --bench bench -- $(BENCH)
+
+packages: tools ## deb and rpm of agent, command line and controller, into build/packages (ARCH=amd64 or arm64)
+	ARCH='$(ARCH)' CARGO='$(CARGO)' packaging/build-packages.sh
+
+test-packages: ## looks at the units, and at what `make packages` made
+	packaging/test-packages.sh
 
 guarantees: test-tools nats-server ## every fault against every promise; writes the table of docs/guarantees.md
 	CARGO='$(CARGO)' packaging/faults.sh guarantees
