@@ -27,5 +27,6 @@ mod kills;
 mod netns;
 mod output;
 mod outside;
+mod parsers;
 mod scripts;
 mod sockets;
