@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # cargo-nextest when it is installed, and cargo's own test runner when not.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test build release packages test-packages bench guarantees soak walk nats-server tools test-tools fmt lint docs clean
+.PHONY: help demo test build release packages test-packages bench guarantees soak walk fuzz guest nats-server tools test-tools fmt lint docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -46,6 +46,12 @@ soak: test-tools nats-server ## faults at random for SOAK_MINUTES (30), over thr
 
 walk: test-tools nats-server ## one schedule of faults again: SALLY_SEED=N make walk
 	CARGO='$(CARGO)' packaging/faults.sh walk
+
+fuzz: tools ## any bytes at every parser, FUZZ_SECONDS (20) each
+	CARGO='$(CARGO)' packaging/fuzz.sh
+
+guest: test-tools ## the sandbox in an emulated guest: systemd, delegation, control groups of version 2
+	CARGO='$(CARGO)' tests/guest/run.sh
 
 nats-server: ## a suitable broker into build/, nothing on the system is touched
 	@packaging/get-nats-server.sh

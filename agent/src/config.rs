@@ -393,6 +393,20 @@ fn read(path: &Path) -> Read {
     Read { layers, written, path }
 }
 
+/// Reads a configuration as far as it needs no other file. For the tests that throw any text at it (`fuzz/`).
+#[doc(hidden)]
+pub fn check_text(text: &str) -> Result<(Limits, Vec<ProfileName>), Vec<String>> {
+    let written: Written = toml::from_str(text).map_err(|e| vec![e.to_string()])?;
+    let mut problems = Vec::new();
+    let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
+    let profiles = profiles(&written, &mut note);
+    let limits = limits(&written.limits, &mut note);
+    if let Err((key, problem)) = check_storage(&written.storage) {
+        note(key, problem);
+    }
+    if problems.is_empty() { Ok((limits, profiles)) } else { Err(problems) }
+}
+
 fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<ProfileName> {
     match &written.profiles {
         None => vec![ProfileName::default()],

@@ -145,6 +145,31 @@ attacks! {
     pasting_into_a_console
 }
 
+/// On another kernel than this one: all attacks in one sandbox with every layer, where each row by itself would start some
+/// hundred launchers.
+#[test]
+fn every_attack_is_refused_in_a_unit() {
+    if !host::in_units() {
+        return aloud(
+            "all attacks by one launcher in a unit (make guest does); each has a test of its own here",
+        );
+    }
+    in_both(async |mode| {
+        let scene = Scene::start(mode, &[]).await;
+        for attack in ATTACKS {
+            for profile in attack.profiles {
+                // A row that landlock alone keeps out where the network is the host's: older kernels have no scopes.
+                let scoped = attack.test == "an_abstract_socket_of_the_host" && *profile != Profile::Strict;
+                if scoped && sally_agent::sandbox::landlock_abi() < sally_agent::sandbox::WHOLE_LANDLOCK {
+                    aloud(&format!("{} in {profile}: this kernel's landlock has no scopes", attack.what));
+                    continue;
+                }
+                expect(&scene, attack, *profile, End::Closed).await;
+            }
+        }
+    });
+}
+
 #[test]
 fn every_attack_of_the_registry_has_a_test() {
     let rows: Vec<_> = ATTACKS.iter().map(|attack| attack.test).collect();

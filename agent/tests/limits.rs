@@ -23,6 +23,21 @@ fn met(limit: LimitName) -> Option<LimitHit> {
     Some(LimitHit { limit, ended: false })
 }
 
+/// Where each launcher has a unit, no other test of this file may take the way of a host without groups.
+#[test]
+fn in_a_unit_of_its_own_a_launcher_has_whole_groups() {
+    in_both(async |mode| {
+        if !host::in_units() {
+            return skipped_aloud_because(mode, "launchers are not started in units here (make guest does)");
+        }
+        let ended = Host::start(mode, &[]).await.sh("cat /proc/self/cgroup").await;
+        for layer in [Layer::Cgroup, Layer::CgroupMemory, Layer::CgroupPids, Layer::CgroupCpu] {
+            assert_eq!(ended.record.layers[&layer], Hold::Enforced, "{layer:?} as {mode:?}");
+        }
+        assert!(ended.ok().starts_with("0::/"), "not version 2: {}", ended.stdout);
+    });
+}
+
 #[test]
 fn memory_beyond_the_limit_ends_the_whole_tree() {
     in_both(async |mode| {
@@ -96,7 +111,9 @@ fn processor_time_is_that_of_the_tree() {
         }
         assert!(begun.elapsed() < Duration::from_secs(12));
         let quiet = host.sh("sleep 0.2").await.record;
-        assert!(quiet.limit.is_none() && quiet.usage.cpu_ms < 150, "{:?}", quiet.usage);
+        // On the emulated processor of a guest the shell alone takes 150; the attempt before used 1000 and more.
+        let most = if host::in_units() { 900 } else { 150 };
+        assert!(quiet.limit.is_none() && quiet.usage.cpu_ms < most, "{:?}", quiet.usage);
     });
 }
 

@@ -27,6 +27,7 @@ mod kills;
 mod netns;
 mod output;
 mod outside;
+mod parsers;
 mod profiles;
 mod scripts;
 mod service_manager;

@@ -10,7 +10,7 @@ use super::cgroup_group::Group;
 use super::cgroup_rates;
 use super::definition::Rates;
 use super::layer::Hold;
-use nix::unistd::getpid;
+use nix::unistd::{Pid, getpid};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,8 +70,9 @@ struct Mount {
 }
 
 impl Parent {
-    /// Looks for groups that this process may make, makes the parent, and removes what dead launchers left.
-    pub(super) fn find(started: &str) -> Parent {
+    /// Looks for groups that this process may make, makes the parent, and removes what dead launchers left. `starter` is the
+    /// process that lives with this one: a group that nobody but the two is in can be divided all the same.
+    pub(super) fn find(started: &str, starter: Option<Pid>) -> Parent {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let mounts = mounts(&read("/proc/self/mountinfo"));
         let own = read("/proc/self/cgroup");
@@ -80,7 +81,7 @@ impl Parent {
         let v2 = v2.map(|folder| delegated(&folder).to_owned());
         let mut why = "this host has no control groups".to_owned();
         if let Some(folder) = v2 {
-            match take_delegated(&folder) {
+            match take_delegated(&folder, starter) {
                 Ok(controllers) if !controllers.is_empty() => return Parent::V2(folder, controllers),
                 Ok(_) => why = format!("{} has none of memory, pids and cpu", folder.display()),
                 Err(error) => why = error,
@@ -170,9 +171,10 @@ fn delegated(own: &Path) -> &Path {
     }
 }
 
-/// Makes the launcher's own group one that can have children with limits: moves the launcher into a leaf and hands
-/// the controllers down. If others are in the group it is not ours alone, and everything is put back.
-fn take_delegated(folder: &Path) -> Result<Vec<Controller>, String> {
+/// Makes the launcher's own group one that can have children with limits: moves the launcher, and who started it to
+/// live with it, into a leaf and hands the controllers down. If others are in the group it is not ours alone, and
+/// nothing is moved or everything is put back.
+fn take_delegated(folder: &Path, starter: Option<Pid>) -> Result<Vec<Controller>, String> {
     let failed =
         |what: &str, path: &Path, error: io::Error| format!("cannot {what} {}: {error}", path.display());
     let list = folder.join("cgroup.controllers");
@@ -181,6 +183,10 @@ fn take_delegated(folder: &Path) -> Result<Vec<Controller>, String> {
     if controllers.is_empty() {
         return Ok(controllers);
     }
+    let outside = folder.join("cgroup.procs");
+    let inhabitants = fs::read_to_string(&outside).map_err(|e| failed("read", &outside, e))?;
+    let family = family_of(&inhabitants, getpid(), starter)
+        .map_err(|other| not_alone(folder, &format!("process {other} is in it too")))?;
     let leaf = folder.join(LEAF);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -188,19 +194,46 @@ fn take_delegated(folder: &Path) -> Result<Vec<Controller>, String> {
         }
         _ => {}
     }
-    let (inside, outside) = (leaf.join("cgroup.procs"), folder.join("cgroup.procs"));
-    fs::write(&inside, "0").map_err(|e| failed("move into", &leaf, e))?;
-    let down: Vec<_> = controllers.iter().map(|c| format!("+{}", c.name())).collect();
-    let control = folder.join("cgroup.subtree_control");
-    if let Err(error) = fs::write(&control, down.join(" ")) {
-        let _ = fs::write(&outside, "0");
+    let inside = leaf.join("cgroup.procs");
+    let put_back = || {
+        for pid in &family {
+            let _ = fs::write(&outside, pid.to_string());
+        }
         let _ = fs::remove_dir(&leaf);
-        return Err(format!(
-            "{}; start the launcher as a unit of its own with Delegate=yes",
-            failed("hand controllers down in", folder, error)
-        ));
+    };
+    for pid in &family {
+        if let Err(error) = fs::write(&inside, pid.to_string()) {
+            put_back();
+            return Err(failed("move into", &leaf, error));
+        }
+    }
+    let down: Vec<_> = controllers.iter().map(|c| format!("+{}", c.name())).collect();
+    if let Err(error) = fs::write(folder.join("cgroup.subtree_control"), down.join(" ")) {
+        put_back();
+        return Err(not_alone(folder, &error.to_string()));
     }
     Ok(controllers)
+}
+
+fn not_alone(folder: &Path, why: &str) -> String {
+    format!(
+        "cannot hand controllers down in {}: {why}; start the launcher as a unit of its own with Delegate=yes",
+        folder.display()
+    )
+}
+
+/// Those of a group's inhabitants that belong together: this process and, if it is there, who started it. An error
+/// names another one; 0 is one that this process cannot see.
+fn family_of(inhabitants: &str, own: Pid, starter: Option<Pid>) -> Result<Vec<Pid>, i32> {
+    let mut family = Vec::new();
+    for word in inhabitants.split_whitespace() {
+        let pid = Pid::from_raw(word.parse().unwrap_or(0));
+        if pid != own && Some(pid) != starter {
+            return Err(pid.as_raw());
+        }
+        family.push(pid);
+    }
+    Ok(family)
 }
 
 /// The controllers of version 2 that are of use here.
@@ -321,6 +354,18 @@ mod tests {
         for name in ["sally-10", "sally-x-1", "sally--1", "other-11-77", "sally-11-77x"] {
             assert!(!is_stray(name, started), "{name}");
         }
+    }
+
+    #[test]
+    fn a_group_is_divided_for_a_launcher_and_who_lives_with_it_alone() {
+        let [launcher, doctor] = [20, 10].map(Pid::from_raw);
+        assert_eq!(family_of("20\n", launcher, None), Ok(vec![launcher]));
+        assert_eq!(family_of("20\n", launcher, Some(doctor)), Ok(vec![launcher]));
+        assert_eq!(family_of("10\n20\n", launcher, Some(doctor)), Ok(vec![doctor, launcher]));
+        assert_eq!(family_of("10\n20\n", launcher, None), Err(10));
+        assert_eq!(family_of("10\n20\n30\n", launcher, Some(doctor)), Err(30));
+        // Somebody of another pid namespace.
+        assert_eq!(family_of("0\n20\n", launcher, Some(doctor)), Err(0));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::stat;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, Uid, chown, getegid, geteuid, getpid};
+use nix::unistd::{Pid, Uid, chown, getegid, geteuid, getpid, getppid};
 use sally_common::notify::{self, Watchdog};
 use std::fs::{self, File, Permissions};
 use std::io::IsTerminal;
@@ -224,7 +224,9 @@ impl Launcher {
         mask.thread_block().map_err(|e| SandboxError::Start(e.into()))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags).map_err(|e| SandboxError::Start(e.into()))?;
-        let groups = Parent::find(&keeper::started_at("self").unwrap_or_default());
+        // 0 is a process that this one cannot see.
+        let starter = args.with_parent.then(getppid).filter(|pid| pid.as_raw() > 0);
+        let groups = Parent::find(&keeper::started_at("self").unwrap_or_default(), starter);
         if let Parent::Nowhere(why) = &groups {
             tracing::info!(why, "no control groups: limits hold for each process");
         }

@@ -77,6 +77,13 @@ pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_
 pub use step::StepError;
 pub use wire::{LauncherInfo, Mode};
 
+/// Readers of bytes that come from another process, for the tests that throw any bytes at them (`fuzz/`).
+#[doc(hidden)]
+pub mod readers {
+    pub use super::secrets::reread as reread_secrets;
+    pub use super::wire::reread as reread_message;
+}
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

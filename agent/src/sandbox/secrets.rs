@@ -83,6 +83,13 @@ fn decode(mut bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, String> {
     Ok(secrets)
 }
 
+/// Reads a message and writes what was in it again: the same bytes, unless a name is given twice.
+pub fn reread(bytes: &[u8]) -> Option<Vec<u8>> {
+    let secrets = decode(bytes).ok()?;
+    let owned: Vec<_> = secrets.into_iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
+    encode(&owned).ok()
+}
+
 /// Makes the folder's files from the message in `source`: mode 0400, in memory that is never swapped, on a mount
 /// that is read-only afterwards. Without secrets the folder stays the empty one of the template.
 pub(super) fn fill(source: BorrowedFd<'_>, folder: &Path) -> Result<(), StepError> {

@@ -324,6 +324,16 @@ pub(super) fn receive_bytes(
     Ok(Some((buffer, fds)))
 }
 
+/// Reads bytes as a message of each kind, and writes each that could be read again.
+pub fn reread(bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn one<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Option<Vec<u8>> {
+        let message: T = serde_json::from_slice(bytes).ok()?;
+        serde_json::to_vec(&message).ok()
+    }
+    let kinds = [one::<Request>, one::<Reply>, one::<Answer>, one::<Order>, one::<Notice>, one::<Word>];
+    kinds.iter().filter_map(|kind| kind(bytes)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]

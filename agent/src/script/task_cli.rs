@@ -80,6 +80,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// The line that `sally-task` would write; every file has this content. For the tests that throw any arguments at it (`fuzz/`).
+#[doc(hidden)]
+pub fn line_of(args: impl IntoIterator<Item = OsString>, file: &[u8]) -> Option<String> {
+    match compose(args, &mut |_| Ok(file.to_vec())) {
+        Ok(Command::Report(line)) => Some(line),
+        Ok(Command::Help) | Err(_) => None,
+    }
+}
+
 /// What the arguments ask for.
 #[derive(Debug, PartialEq)]
 enum Command {

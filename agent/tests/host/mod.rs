@@ -21,6 +21,15 @@ pub(crate) const NOBODY: u32 = 65534;
 /// No wait of these tests is longer; all end much sooner unless something is broken.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
+/// Where control groups are a unit's (version 2), this variable names a program that puts each launcher into a group of
+/// its own: it is called with the launcher's uid and the command, and becomes that command.
+const UNIT: &str = "SALLY_TEST_UNIT";
+
+/// Whether each launcher has a unit of its own.
+pub(crate) fn in_units() -> bool {
+    std::env::var_os(UNIT).is_some_and(|unit| !unit.is_empty())
+}
+
 /// A launcher with its folders. Dropped, it is ended with everything below it.
 pub(crate) struct Host {
     pub(crate) mode: Mode,
@@ -98,15 +107,19 @@ impl Host {
 }
 
 pub(crate) fn spawn(mode: Mode, state: &Path, uid_base: u32, args: &[&str]) -> Child {
-    let program = env!("CARGO_BIN_EXE_sally-agent");
-    let mut command = if mode == Mode::User && nix::unistd::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
-        let nobody = NOBODY.to_string();
-        command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups", program]);
-        command
-    } else {
-        Command::new(program)
-    };
+    let user = mode == Mode::User && nix::unistd::geteuid().is_root();
+    let uid = if user { NOBODY } else { nix::unistd::geteuid().as_raw() }.to_string();
+    let mut words: Vec<&str> = Vec::new();
+    let unit = std::env::var(UNIT).unwrap_or_default();
+    if !unit.is_empty() {
+        words.extend([unit.as_str(), &uid]);
+    }
+    if user {
+        words.extend(["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+    }
+    words.push(env!("CARGO_BIN_EXE_sally-agent"));
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     let (socket, host_box, base) = (state.join("socket"), state.join("box"), uid_base.to_string());
     command.arg("launcher").arg("--state").arg(state).arg("--socket").arg(socket).arg("--box").arg(host_box);
     command.args(["--slots", "2", "--uid-base", &base, "--stop-kills"]).args(args);

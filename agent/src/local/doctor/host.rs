@@ -240,7 +240,8 @@ pub fn cgroup_remedy(facts: &Facts) -> String {
                 ["memory", "pids", "cpu"].into_iter().filter(|c| !offered.split(' ').any(|o| o == *c)).collect();
             if missing.is_empty() {
                 "the group of this shell holds other processes, so it cannot be divided: the launcher needs a unit of its \
-                 own with Delegate=yes (the line launcher says what a running one has)"
+                 own with Delegate=yes (the line launcher says what a running one has; systemd-run --wait --pipe \
+                 --property=Delegate=yes sally-agent doctor says what one would have)"
                     .to_owned()
             } else {
                 format!(
