@@ -503,10 +503,16 @@ state_dir = "state"
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let text =
-            GOOD.replace("web-1", "Web 1").replace("a.seed", "none") + "slots = 0\nprofiles = [\"root\", \"A b\"]\n";
+        let text = GOOD.replace("web-1", "Web 1").replace("a.seed", "none")
+            + "slots = 0\nprofiles = [\"root\", \"A b\"]\n";
         let error = load_text(&text).expect_err("bad");
-        for part in ["name: ", "key: ", "slots: 0 is not between 1 and 256", "there is no profile root", "\"A b\" is not a profile name"] {
+        for part in [
+            "name: ",
+            "key: ",
+            "slots: 0 is not between 1 and 256",
+            "there is no profile root",
+            "\"A b\" is not a profile name",
+        ] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

@@ -162,9 +162,13 @@ fn keep() -> Vec<Key> {
             "Work folders that failed runs with --keep left, bytes together: the oldest go first; 0 keeps none.",
         ),
         bytes("run_bytes", Limits::CEILING.work_bytes, usual.run_bytes, "What is kept of one run, bytes."),
-        Key::new("keep.max_age_days", Kind::Integer(1, MANY_DAYS), "Days after which a kept folder is removed.")
-            .default(usual.max_age_ms / (24 * 3600 * 1000))
-            .reload(),
+        Key::new(
+            "keep.max_age_days",
+            Kind::Integer(1, MANY_DAYS),
+            "Days after which a kept folder is removed.",
+        )
+        .default(usual.max_age_ms / (24 * 3600 * 1000))
+        .reload(),
     ]
 }
 
