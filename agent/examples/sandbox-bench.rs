@@ -149,6 +149,7 @@ fn plan(argv: &[&str], profile: Profile) -> Plan {
         limits: Limits::default(),
         keep_bytes: 0,
         require: vec![],
+        destinations: None,
     }
 }
 

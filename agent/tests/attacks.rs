@@ -4,6 +4,8 @@
 //! To add one: a function in `attacks/attacker.c`, a row in `attacks/registry.rs`, its name below.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "attacks/destinations.rs"]
+mod destinations;
 #[path = "attacks/registry.rs"]
 mod registry;
 #[path = "attacks/scene.rs"]

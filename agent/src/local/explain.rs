@@ -9,7 +9,8 @@ use sally_common::name::ProfileName;
 
 use crate::config::{self, ConfigError};
 use crate::sandbox::{
-    BOX, BoxPaths, Definitions, Explained, Limits, Mode, PROFILES_DIR, Profile, UID_BASE, explain,
+    BOX, BoxPaths, Definitions, Destination, Explained, Limits, Mode, PROFILES_DIR, Profile, UID_BASE,
+    explain,
 };
 
 /// Options of `sally-agent sandbox explain`.
@@ -18,6 +19,9 @@ pub struct ExplainArgs {
     /// strict, net, host, admin, or one of --profiles-dir
     #[arg(value_name = "PROFILE")]
     pub profile: ProfileName,
+    /// With this destination in place of the profile's network: HOST:PORT, ADDRESS:PORT or NETWORK:PORT; repeatable
+    #[arg(long, value_name = "HOST:PORT")]
+    pub allow: Vec<Destination>,
     /// Take limits, profiles and the place of the box from this configuration; its keys are not read
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -71,12 +75,19 @@ pub fn run(args: &ExplainArgs) -> Result<String, ExplainError> {
     }
     limits.result_bytes = crate::script::ResultLimits::default().stream_bytes;
     let uid = if mode == Mode::Root { UID_BASE } else { geteuid().as_raw() };
-    let explained = explain(profile, definition.as_deref(), mode, uid, &BoxPaths::new(place), &limits);
+    let allow = listed(&args.allow);
+    let paths = BoxPaths::new(place);
+    let explained = explain(profile, definition.as_deref(), allow.as_deref(), mode, uid, &paths, &limits);
     Ok(match args.output {
         super::Form::Table => as_text(&explained),
         // NOTE: structs of texts, numbers and maps with string keys always encode.
         super::Form::Json => format!("{}\n", serde_json::to_string_pretty(&explained).unwrap_or_default()),
     })
+}
+
+/// A list of destinations; `None` if none is given.
+pub(super) fn listed(allow: &[Destination]) -> Option<Vec<Destination>> {
+    (!allow.is_empty()).then(|| allow.to_vec())
 }
 
 fn as_text(explained: &Explained) -> String {

@@ -106,7 +106,12 @@ pub fn record(
         reason: ending.reason,
         message: ending.message,
         usage: exit.map(outcome::usage),
-        sandbox: sandbox.map(|s| SandboxRecord { profile: s.profile, uid: s.uid, layers: s.layers }),
+        sandbox: sandbox.map(|s| SandboxRecord {
+            profile: s.profile,
+            uid: s.uid,
+            layers: s.layers,
+            network: s.network,
+        }),
         retry_at: None,
         leftovers: exit.map_or(0, |r| r.leftovers),
     }
@@ -177,6 +182,19 @@ pub fn summary(record: &RunRecord) -> String {
                 .collect();
             if !of_it.is_empty() {
                 line(name, &of_it.join(" "));
+            }
+        }
+        if let Some(network) = &sandbox.network {
+            let to =
+                if network.allowed.is_empty() { "nothing".to_owned() } else { network.allowed.join(" ") };
+            line("network", &format!("might connect to {to}"));
+            let numbers =
+                [("made", network.connections), ("refused", network.refused), ("failed", network.failed)];
+            let counted = numbers.into_iter().filter(|(_, count)| *count > 0);
+            let counted: Vec<_> = counted.map(|(what, count)| format!("{count} {what}")).collect();
+            let trouble = network.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            if !counted.is_empty() || !trouble.is_empty() {
+                line("network", &format!("connections: {}{trouble}", counted.join(", ")));
             }
         }
     }

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
 use super::LocalError;
-use crate::sandbox::{Launcher, Profile, connect_within};
+use crate::sandbox::{Destination, Launcher, Profile, connect_within};
 
 /// How long a launcher may take to serve.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Kernel uids as root: behind those of a launcher with the usual base and the most slots, so that a script tried here is
 /// no neighbour of a run of this host's agent. Two tries at one time have different ones, mostly.
 pub const UID_BASE: u32 = 202_048;
-/// How many uids tries may use.
+/// How many uids tries may use: two each, one of them for connections.
 pub const UID_COUNT: u32 = 1024;
 
 /// The launcher and its folder.
@@ -47,6 +47,8 @@ pub struct Purpose {
     pub profiles_dir: PathBuf,
     /// Accounts that it allows.
     pub users: Vec<String>,
+    /// Destinations that plans may list beyond the widest profile.
+    pub allow: Vec<Destination>,
     /// Whether its complaints go to standard error.
     pub talks: bool,
 }
@@ -104,12 +106,13 @@ async fn start_in(dir: &Path, purpose: &Purpose) -> Result<(Child, Launcher), Lo
 }
 
 fn spawn(dir: &Path, socket: &Path, purpose: &Purpose) -> io::Result<Child> {
-    let uid_base = UID_BASE + std::process::id() % UID_COUNT;
+    let uid_base = UID_BASE + std::process::id() % (UID_COUNT / 2) * 2;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("launcher").args(["--slots", "1", "--stop-kills", "--with-parent"]);
     command.args(["--max-profile", purpose.widest.name(), "--uid-base", &uid_base.to_string()]);
     command.arg("--profiles-dir").arg(&purpose.profiles_dir);
     command.args(purpose.users.iter().flat_map(|user| ["--allow-user", user]));
+    command.args(purpose.allow.iter().flat_map(|to| ["--allow".to_owned(), to.to_string()]));
     command.arg("--state").arg(dir.join("state")).arg("--box").arg(dir.join("box"));
     command.arg("--socket").arg(socket);
     // Ctrl-C is for this process, which then ends the attempt as it should be ended.

@@ -23,7 +23,8 @@ use crate::runtime::outcome::{self, Ending, Said};
 use crate::runtime::run::conclude::{mask_text, read_said};
 use crate::runtime::run::start::{EXIT_GRACE_MS, start_failed};
 use crate::sandbox::{
-    self, Definitions, Event, Layer, Limits, PROFILES_DIR, Plan, RunFolder, RunInputs, Script, Shape,
+    self, Definitions, Destination, Event, Layer, Limits, PROFILES_DIR, Plan, RunFolder, RunInputs, Script,
+    Shape,
 };
 use crate::script;
 
@@ -36,6 +37,10 @@ pub struct TestArgs {
     /// Level of isolation: strict, net, host, admin, or one of --profiles-dir
     #[arg(long, value_name = "PROFILE", default_value = "strict")]
     pub profile: ProfileName,
+    /// Let it connect to this and to nothing else, in place of the profile's network: HOST:PORT, ADDRESS:PORT or
+    /// NETWORK:PORT, as db.example:5432, 10.2.0.0/24:8000-8010, [2001:db8::7]:443, *:443; repeatable
+    #[arg(long, value_name = "HOST:PORT")]
+    pub allow: Vec<Destination>,
     /// Folder of the operator's profiles [default: that of the configuration, else /etc/sally/profiles.d]
     #[arg(long, value_name = "DIR")]
     pub profiles_dir: Option<PathBuf>,
@@ -127,6 +132,7 @@ pub async fn run(args: &TestArgs) -> Result<Tried, TrialError> {
         widest: wanted.shape.profile,
         profiles_dir: wanted.policy.profiles_dir.clone(),
         users: args.user.iter().cloned().collect(),
+        allow: args.allow.clone(),
         talks: true,
     };
     let scratch = Scratch::start(purpose).await?;
@@ -247,7 +253,8 @@ fn shape(name: &ProfileName, user: Option<&str>, dir: &Path) -> Result<Shape, St
         Some(profile) => profile,
         None => Definitions::read(dir).get(name)?.base,
     };
-    Ok(Shape { profile, defined: built_in.is_none().then(|| name.clone()), user: user.map(str::to_owned) })
+    let (defined, user) = (built_in.is_none().then(|| name.clone()), user.map(str::to_owned));
+    Ok(Shape { defined, user, ..Shape::built_in(profile) })
 }
 
 fn required_layer(text: &str) -> Result<Layer, String> {
@@ -327,6 +334,7 @@ fn plan(wanted: &Wanted<'_>, scratch: &Scratch) -> Result<Plan, String> {
         limits: Limits { result_bytes: script::ResultLimits::default().stream_bytes, ..wanted.limits },
         keep_bytes: 0,
         require: args.require.clone(),
+        destinations: super::explain::listed(&args.allow),
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sally_common::name::ProfileName;
 use sally_common::wire::record::{
-    Artifact, Failure, LayerState, Progress, ResultError, ResultState, RunState, Usage,
+    Artifact, Failure, LayerState, NetworkReport, Progress, ResultError, ResultState, RunState, Usage,
 };
 use sally_common::wire::report::SandboxReport;
 use serde_json::value::RawValue;
@@ -259,6 +259,13 @@ pub fn sandbox_report(record: &ExitRecord) -> SandboxReport {
         profile: profile_name(record),
         uid: record.uid,
         layers: record.layers.iter().map(|(layer, hold)| (layer.name().to_owned(), state(hold))).collect(),
+        network: record.network.as_ref().map(|used| NetworkReport {
+            allowed: used.allowed.iter().map(ToString::to_string).collect(),
+            connections: used.connections,
+            refused: used.refused,
+            failed: used.failed,
+            trouble: used.trouble.clone(),
+        }),
     }
 }
 
@@ -299,6 +306,7 @@ mod tests {
             kept: None,
             usage: crate::sandbox::Usage::default(),
             limit,
+            network: None,
             leftovers: 0,
             uid: 1,
             profile: Profile::Strict,

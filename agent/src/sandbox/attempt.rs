@@ -8,6 +8,7 @@ use super::init::Prepared;
 use super::keep;
 use super::keeper::{FromLauncher, Keeper};
 use super::layer::Layers;
+use super::network_connector::Connector;
 use super::plan::Plan;
 use super::record::{
     Collected, ExitRecord, LimitHit, LimitName, Outcome, RECORD_VERSION, StreamCount, Usage,
@@ -90,6 +91,8 @@ pub(super) fn run(
             };
             let mut buffer = vec![0; BUFFER];
             attempt.watch(keeper, &mut buffer);
+            let list = plan.destinations.as_deref().unwrap_or_default();
+            record.network = keeper.connector.as_ref().map(|connector| connector.end(list));
             attempt.fill(&mut record, &keeper.setup.group, &result_file, &mut buffer);
             record.artifacts =
                 attempt.keep_named_files(keeper, &record, &result_file, &artifacts, &mut buffer);
@@ -206,7 +209,7 @@ impl Attempt<'_> {
             }
             // What the stage said comes before what init reports of its end.
             if ready.stage || ready.init {
-                self.hear_stage(now);
+                self.hear_stage(now, keeper.connector.as_ref());
             }
             if ready.init && self.hear_init(now) {
                 self.await_init();
@@ -321,12 +324,17 @@ impl Attempt<'_> {
     }
 
     /// Takes what the stage says, up to its end: of its words, or of itself.
-    fn hear_stage(&mut self, now: Instant) {
+    fn hear_stage(&mut self, now: Instant, connector: Option<&Connector>) {
         while !self.stage_done() {
             match wire::receive::<Word>(self.prepared.stage_socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
                 Ok(Some((Word::Go(layers), _))) => {
                     self.layers = layers;
                     self.progress.going = true;
+                }
+                Ok(Some((Word::Listening, fds))) => connector.into_iter().for_each(|c| c.take(&fds)),
+                Ok(Some((Word::Serve, fds))) => {
+                    let list = self.plan.destinations.as_deref().unwrap_or_default();
+                    connector.into_iter().for_each(|c| c.serve(list, &fds));
                 }
                 Ok(Some((word, _))) => self.note(word),
                 Err(Errno::EAGAIN | Errno::EINTR) => return,
@@ -353,7 +361,12 @@ impl Attempt<'_> {
             Word::Failed { error, layers } => (setup_failed(error), layers),
             Word::NotFound { what, layers } => (Outcome::NotFound { what }, layers),
             Word::ExecFailed { errno, message, layers } => (Outcome::ExecFailed { errno, message }, layers),
-            Word::Prepared(_) | Word::Go(_) | Word::MainEnded(_) | Word::Report(_) => return,
+            Word::Prepared(_)
+            | Word::Go(_)
+            | Word::Listening
+            | Word::Serve
+            | Word::MainEnded(_)
+            | Word::Report(_) => return,
         };
         self.layers = layers;
         self.progress.reason = Some(reason);
@@ -618,6 +631,7 @@ fn empty_record(keeper: &Keeper, plan: &Plan) -> ExitRecord {
         kept: None,
         usage: Usage::default(),
         limit: None,
+        network: None,
         leftovers: 0,
         uid: keeper.setup.uid,
         profile: plan.profile,

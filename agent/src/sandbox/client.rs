@@ -96,8 +96,8 @@ impl Launcher {
     pub async fn start(&self, slot: u16, plan: &Plan, handover: Handover) -> Result<Started, SandboxError> {
         let Handover { fds, go } = handover;
         let known = self.keepers.lock().await.remove(&slot).filter(|keeper| {
-            let Shape { profile, defined, user } = &keeper.shape;
-            (*profile, defined, user) == (plan.profile, &plan.defined, &plan.user)
+            let Shape { profile, defined, user, listed } = &keeper.shape;
+            (*profile, defined, user, *listed) == (plan.profile, &plan.defined, &plan.user, plan.is_listed())
         });
         if let Some(keeper) = known {
             match self.hand_over(slot, keeper, plan, &fds).await {

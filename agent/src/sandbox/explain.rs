@@ -5,6 +5,7 @@ use super::definition::{Access, ProfileDefinition};
 use super::keeper::ADMIN_IS_WITHOUT;
 use super::landlock::{WRITABLE_IN_BOX, WRITABLE_OUTSIDE};
 use super::layer::{Hold, Layer, Layers};
+use super::network::{CONNECTIONS_MAX, Destination};
 use super::paths::BoxPaths;
 use super::plan::Limits;
 use super::profile::Profile;
@@ -34,6 +35,8 @@ pub struct Explained {
     pub writable: Vec<String>,
     /// What `/etc` has inside; `None`: what the host's has.
     pub etc: Option<Vec<String>>,
+    /// All that a script may connect to; `None`: as the profile has it.
+    pub destinations: Option<Vec<Destination>>,
     /// Families of sockets that can be made.
     pub sockets: Vec<&'static str>,
     /// What each layer is on a host that offers everything.
@@ -55,16 +58,20 @@ pub struct Section {
     pub lines: Vec<String>,
 }
 
-/// Explains a profile, with what its operator's definition changes if it is one. `uid` is that of slot 0; `paths` are
+/// Explains a profile, with what its operator's definition changes if it is one, and with `destinations` in place of
+/// its network if there are any. `uid` is that of slot 0; `paths` are
 /// those of the box as a script sees it.
 pub fn explain(
     profile: Profile,
     definition: Option<&ProfileDefinition>,
+    destinations: Option<&[Destination]>,
     mode: Mode,
     uid: u32,
     paths: &BoxPaths,
     limits: &Limits,
 ) -> Explained {
+    let destinations = definition.and_then(|d| d.network_allow.as_deref()).or(destinations);
+    let listed = destinations.is_some();
     let private = !profile.sees_host();
     let mut writable: Vec<String> =
         WRITABLE_IN_BOX.iter().map(|name| paths.base().join(name).display().to_string()).collect();
@@ -78,23 +85,24 @@ pub fn explain(
         writable.extend(definition.paths_to(Access::Write).map(|path| path.display().to_string()));
     }
     let limits = &definition.map_or(*limits, |definition| definition.limits(*limits));
-    let sockets: Vec<_> = seccomp::families(profile).into_iter().map(|(_, name)| name).collect();
-    let (layers, system_calls) = (expected(profile, definition, mode), calls_of(profile, definition));
-    let etc = private.then(|| etc(profile));
+    let sockets: Vec<_> = seccomp::families(profile, listed).into_iter().map(|(_, name)| name).collect();
+    let layers = expected(profile, definition, listed, mode);
+    let system_calls = calls_of(profile, listed, definition);
+    let etc = private.then(|| etc(profile, listed));
     let operator =
         definition.map(|definition| Section { title: "its operator", lines: operator(definition) });
     let rest = vec![
         Section { title: "it sees", lines: sees(profile, paths, etc.as_deref()) },
         Section { title: "it may write", lines: writes(profile, &writable, limits) },
         Section { title: "who it is", lines: who(profile, mode, uid) },
-        Section { title: "layers", lines: layer_lines(&layers) },
-        Section { title: "network", lines: network(profile, &sockets) },
+        Section { title: "layers", lines: layer_lines(&layers, listed) },
+        Section { title: "network", lines: network(profile, destinations, &sockets) },
         Section { title: "system calls", lines: calls(&system_calls) },
         Section {
             title: "limits",
             lines: limits.named().map(|(name, value)| limit_line(name, value)).to_vec(),
         },
-        Section { title: "not protected", lines: not_protected(profile, mode) },
+        Section { title: "not protected", lines: not_protected(profile, listed, mode) },
     ];
     let sections = operator.into_iter().chain(rest).collect();
     let limits = limits.named().into_iter().collect();
@@ -107,6 +115,7 @@ pub fn explain(
         mode,
         writable,
         etc,
+        destinations: destinations.map(<[Destination]>::to_vec),
         sockets,
         layers,
         limits,
@@ -129,7 +138,7 @@ fn operator(definition: &ProfileDefinition) -> Vec<String> {
         ("lets write also, as far as the permissions of its uid go", paths(Access::Write)),
         ("shows something empty in place of", paths(Access::Hide)),
         ("gives the devices", list(definition.devices.iter().map(PathBuf::as_path).collect())),
-        ("reaches only", definition.network_allow.join(" ")),
+        ("reaches only", reaches(definition)),
         ("allows the system calls", definition.allowed_calls.join(" ")),
         ("refuses the system calls", definition.refused_calls.join(" ")),
         ("holds it, where control groups can, to", rates.join(", ")),
@@ -139,16 +148,25 @@ fn operator(definition: &ProfileDefinition) -> Vec<String> {
     said.map(|(what, value)| format!("{what}: {value}")).collect()
 }
 
-/// The table of calls; `admin` has none.
-fn calls_of(profile: Profile, definition: Option<&ProfileDefinition>) -> String {
-    match profile {
-        Profile::Admin => "No system call is refused in profile admin.\n".into(),
-        _ => seccomp::table_with(profile, definition),
+/// The list of destinations, as text.
+fn reaches(definition: &ProfileDefinition) -> String {
+    match definition.network_allow.as_deref() {
+        None => String::new(),
+        Some([]) => "nothing".to_owned(),
+        Some(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
     }
 }
 
-fn etc(profile: Profile) -> Vec<String> {
-    let network: &[&str] = if profile == Profile::Strict { &["hosts"] } else { &ETC_NETWORK_FILES };
+/// The table of calls; `admin` has none.
+fn calls_of(profile: Profile, listed: bool, definition: Option<&ProfileDefinition>) -> String {
+    match profile {
+        Profile::Admin => "No system call is refused in profile admin.\n".into(),
+        _ => seccomp::table_with(profile, listed, definition),
+    }
+}
+
+fn etc(profile: Profile, listed: bool) -> Vec<String> {
+    let network: &[&str] = if profile == Profile::Strict || listed { &["hosts"] } else { &ETC_NETWORK_FILES };
     let all = ETC_MADE.iter().chain(&ETC_FILES).chain(&ETC_LINKS).chain(&ETC_FOLDERS).chain(network);
     all.map(|name| (*name).to_owned()).collect()
 }
@@ -236,11 +254,11 @@ fn who(profile: Profile, mode: Mode, uid: u32) -> Vec<String> {
 }
 
 /// What each layer is where the host offers everything.
-fn expected(profile: Profile, definition: Option<&ProfileDefinition>, mode: Mode) -> Layers {
+fn expected(profile: Profile, definition: Option<&ProfileDefinition>, listed: bool, mode: Mode) -> Layers {
     let hold = |layer| match layer {
         layer if profile == Profile::Admin && ADMIN_IS_WITHOUT.contains(&layer) => Hold::Absent,
         Layer::Uid if profile == Profile::Admin => Hold::Absent,
-        Layer::Net if profile != Profile::Strict => Hold::Absent,
+        Layer::Net if profile != Profile::Strict && !listed => Hold::Absent,
         Layer::Root if profile == Profile::Host => Hold::Degraded,
         Layer::Uid if mode == Mode::User => Hold::Absent,
         _ => Hold::Enforced,
@@ -251,7 +269,7 @@ fn expected(profile: Profile, definition: Option<&ProfileDefinition>, mode: Mode
     Layer::ALL.into_iter().chain(quota).chain(disks).map(|layer| (layer, hold(layer))).collect()
 }
 
-fn layer_lines(layers: &Layers) -> Vec<String> {
+fn layer_lines(layers: &Layers, listed: bool) -> Vec<String> {
     layers
         .iter()
         .map(|(layer, hold)| {
@@ -260,7 +278,7 @@ fn layer_lines(layers: &Layers) -> Vec<String> {
                 Hold::Degraded => " (in part, by design)",
                 Hold::Absent => " (absent, by design)",
             };
-            format!("{layer}{by_design}: {}", meaning(*layer))
+            format!("{layer}{by_design}: {}", meaning(*layer, listed))
         })
         .chain([
             "each run's result says what was really enforced; sally-agent doctor tries it here".to_owned()
@@ -268,7 +286,7 @@ fn layer_lines(layers: &Layers) -> Vec<String> {
         .collect()
 }
 
-fn meaning(layer: Layer) -> &'static str {
+fn meaning(layer: Layer, listed: bool) -> &'static str {
     match layer {
         Layer::User => "capabilities inside mean nothing outside",
         Layer::Uid => "a kernel uid that no other slot and not the agent has",
@@ -276,6 +294,8 @@ fn meaning(layer: Layer) -> &'static str {
         Layer::Pid => {
             "processes of its own: it signals no others (and sees them in host only), and all end together"
         }
+        Layer::Net if listed => "a network of its own with the listed destinations in it",
+        Layer::Landlock if listed => "a second wall for files, TCP by port, abstract sockets and signals",
         Layer::Net => "a network of its own with nothing in it",
         Layer::Ipc => "shared memory, semaphores and message queues of its own",
         Layer::Uts => "a host name record of its own",
@@ -297,7 +317,27 @@ fn meaning(layer: Layer) -> &'static str {
     }
 }
 
-fn network(profile: Profile, sockets: &[&str]) -> Vec<String> {
+fn network(profile: Profile, destinations: Option<&[Destination]>, sockets: &[&str]) -> Vec<String> {
+    let families = format!("sockets of these families only, nothing raw: {}", sockets.join(" "));
+    if let Some(list) = destinations.filter(|list| !list.is_empty()) {
+        let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+        return vec![
+            format!("it may connect by TCP to {} and to nothing else", list.join(" ")),
+            "it has a network of its own; a process outside makes each connection, at most \
+             {CONNECTIONS_MAX} at a time, and all end with the attempt"
+                .replace("{CONNECTIONS_MAX}", &CONNECTIONS_MAX.to_string()),
+            "a name is looked up outside for each connection, and never leads to loopback, link-local or metadata \
+             addresses; /etc/hosts has it inside with an address of this network"
+                .to_owned(),
+            "a connection is taken before the other side has answered: one that fails is reset at its first use"
+                .to_owned(),
+            "no UDP, so no DNS; no ping; it can listen on no port".to_owned(),
+            families,
+        ];
+    }
+    if destinations.is_some() {
+        return vec!["none: the list of destinations is empty".to_owned(), families];
+    }
     let reach = match profile {
         Profile::Strict => "none: not even loopback is up; no connection leaves or enters",
         Profile::Net | Profile::Host | Profile::Admin => {
@@ -307,7 +347,7 @@ fn network(profile: Profile, sockets: &[&str]) -> Vec<String> {
     if profile == Profile::Admin {
         return vec![reach.to_owned(), "sockets of every kind".to_owned()];
     }
-    vec![reach.to_owned(), format!("sockets of these families only, nothing raw: {}", sockets.join(" "))]
+    vec![reach.to_owned(), families]
 }
 
 /// The table of calls, one line for each reason, with the number of calls; refusals by argument in full.
@@ -340,13 +380,15 @@ fn limit_line(name: &str, value: u64) -> String {
     format!("{name} = {value}")
 }
 
-fn not_protected(profile: Profile, mode: Mode) -> Vec<String> {
+fn not_protected(profile: Profile, listed: bool, mode: Mode) -> Vec<String> {
     let mut lines = vec![
         "a hole in the part of the kernel that stays open is a hole in every layer: only a virtual machine helps".to_owned(),
         "bandwidth of disks and network is not limited".to_owned(),
         "without control groups memory and processor time are limited for each process only".to_owned(),
     ];
-    if profile != Profile::Strict {
+    if listed {
+        lines.push("who answers for a listed name or address, and what is sent to it".to_owned());
+    } else if profile != Profile::Strict {
         lines.push(
             "everything that the host's network reaches, the cloud's metadata address included".to_owned(),
         );
@@ -373,7 +415,7 @@ mod tests {
     use super::*;
 
     fn of(profile: Profile, mode: Mode) -> Explained {
-        explain(profile, None, mode, 200_000, &BoxPaths::new("/box"), &Limits::default())
+        explain(profile, None, None, mode, 200_000, &BoxPaths::new("/box"), &Limits::default())
     }
 
     #[test]
@@ -391,6 +433,27 @@ mod tests {
                 assert!(lines.iter().any(|l| **l == format!("{name} = {value}")), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_list_stands_in_place_of_the_network() {
+        let list = ["db:5432".parse::<Destination>().unwrap_or_else(|e| unreachable!("{e}"))];
+        let of = |profile, list: &[Destination]| {
+            explain(profile, None, Some(list), Mode::User, 1, &BoxPaths::new("/box"), &Limits::default())
+        };
+        for profile in Profile::ALL {
+            let all = of(profile, &list);
+            assert_eq!(all.layers.get(&Layer::Net), Some(&Hold::Enforced));
+            let lines: Vec<&String> = all.sections.iter().flat_map(|section| &section.lines).collect();
+            assert!(lines.iter().any(|line| line.contains("db:5432 and to nothing else")));
+            assert!(!lines.iter().any(|line| line.contains("metadata address included")));
+        }
+        let none = of(Profile::Host, &[]);
+        assert!(
+            none.sections
+                .iter()
+                .any(|s| s.lines.iter().any(|line| line.contains("list of destinations is empty")))
+        );
     }
 
     #[test]
@@ -430,7 +493,7 @@ mod tests {
         let name = ProfileName::new("db-audit").unwrap_or_default();
         let definition = ProfileDefinition::parse(&name, text).unwrap_or_else(|all| panic!("{all:?}"));
         let paths = BoxPaths::new("/box");
-        let all = explain(Profile::Net, Some(&definition), Mode::Root, 1, &paths, &Limits::default());
+        let all = explain(Profile::Net, Some(&definition), None, Mode::Root, 1, &paths, &Limits::default());
         assert_eq!((all.profile.as_str(), all.base), ("db-audit", Some(Profile::Net)));
         assert_eq!(all.limits.get("processes"), Some(&7));
         assert!(all.writable.iter().any(|path| path == "/srv"));

@@ -98,7 +98,7 @@ fn fork_in_group(
     forked.ok_or_else(|| StepError::other("forker", "it ended while a sandbox was being built"))
 }
 
-/// The namespaces of an attempt; user and network belong to the keeper.
+/// The namespaces of an attempt; user and network belong to the keeper, but for a network with destinations.
 pub(super) fn namespaces(setup: &Setup) -> CloneFlags {
     let mut flags = CloneFlags::empty();
     for (layer, flag) in [
@@ -110,6 +110,9 @@ pub(super) fn namespaces(setup: &Setup) -> CloneFlags {
         if !setup.broken(layer) {
             flags |= flag;
         }
+    }
+    if setup.has_own_destinations() {
+        flags |= CloneFlags::CLONE_NEWNET; // What one attempt is allowed, the next one must not find.
     }
     flags
 }
@@ -152,7 +155,14 @@ fn build(
     // Taken whole, so that nothing of it is dropped after its descriptor was closed below.
     let template::Attempt { results, covered, own_proc } = attempt;
     let landlock = match setup.broken(Layer::Landlock) {
-        false => landlock::prepare(setup.profile, private_root, base, covered, setup.definition.as_deref())?,
+        false => landlock::prepare(
+            setup.profile,
+            setup.listed,
+            private_root,
+            base,
+            covered,
+            setup.definition.as_deref(),
+        )?,
         true => {
             drop(covered);
             None

@@ -12,6 +12,7 @@ use super::extras::Extras;
 use super::forker::Forker;
 use super::init::{self, Prepared};
 use super::layer::Layer;
+use super::network_connector::Connector;
 use super::plan::Plan;
 use super::profile::{Policy, Profile, Shape};
 use super::seccomp::Filters;
@@ -49,10 +50,15 @@ pub(super) struct Setup {
     pub(super) definition: Option<Arc<ProfileDefinition>>,
     /// The account of the host that its scripts run as.
     pub(super) account: Option<Account>,
+    /// Its plans have a list of destinations, by themselves or by the operator's profile, in place of the profile's
+    /// network.
+    pub(super) listed: bool,
     pub(super) mode: Mode,
     /// The uid and gid of the script; in mode `root` also the kernel's.
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The uid and gid of the connector, in mode `root`.
+    pub(super) connector_uid: u32,
     pub(super) policy: Policy,
     pub(super) host_box: PathBuf,
     /// The program that is `sally-task` inside.
@@ -103,6 +109,12 @@ impl Setup {
         }
         Ok(plan)
     }
+
+    /// Whether attempts have a network of their own with destinations in it. Without the layer, for tests, they have the
+    /// host's, and landlock alone keeps to the list's ports.
+    pub(super) fn has_own_destinations(&self) -> bool {
+        self.listed && !self.broken(Layer::Net)
+    }
 }
 
 /// How often in a row a sandbox may fail to be built before the keeper gives up.
@@ -118,6 +130,8 @@ pub(super) struct Keeper {
     /// End after the attempt.
     pub(super) stopping: bool,
     pub(super) lock: OwnedFd,
+    /// Makes the connections of attempts with a list of destinations.
+    pub(super) connector: Option<Connector>,
     /// The box as attempts see it.
     base: PathBuf,
     prepared: Result<Prepared, StepError>,
@@ -138,7 +152,7 @@ pub(super) enum FromLauncher {
 pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
     let notify = |notice: &Notice| wire::send(launcher.as_fd(), notice, &[], MsgFlags::empty());
     let built = build(setup, launcher.as_fd());
-    let (mut setup, lock, base) = match built {
+    let (mut setup, lock, connector, base) = match built {
         Ok(parts) => parts,
         Err(error) => {
             let _ = notify(&Notice::Failed(error));
@@ -157,7 +171,8 @@ pub(super) fn enter(setup: Setup, launcher: OwnedFd) -> ! {
     }
     let launcher = Some(launcher);
     let (client, stopping, failures) = (None, false, 0);
-    let mut keeper = Keeper { setup, launcher, client, stopping, lock, base, prepared, forker, failures };
+    let mut keeper =
+        Keeper { setup, launcher, client, stopping, lock, connector, base, prepared, forker, failures };
     keeper.complain_of_forker();
     keeper.serve()
 }
@@ -171,6 +186,7 @@ impl Keeper {
             let Some(launcher) = self.launcher.as_ref().filter(|_| !self.stopping) else {
                 sys::exit_now(0); // Idle without a launcher: nobody can reach this slot any more.
             };
+            self.end_without_connector();
             let mut fds = vec![PollFd::new(launcher.as_fd(), PollFlags::POLLIN)];
             if let Ok(prepared) = &self.prepared {
                 fds.push(PollFd::new(prepared.init_socket.as_fd(), PollFlags::POLLIN));
@@ -178,9 +194,12 @@ impl Keeper {
             if let Some(client) = &self.client {
                 fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
             }
+            let answers = fds.len();
+            fds.extend(self.connector.iter().map(|c| PollFd::new(c.socket(), PollFlags::empty())));
             if poll(&mut fds, PollTimeout::NONE).is_err() {
                 continue;
             }
+            fds.truncate(answers);
             let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
             let init_ready = self.prepared.is_ok() && ready[1];
             let client_ready = self.client.is_some() && ready.last() == Some(&true);
@@ -202,9 +221,17 @@ impl Keeper {
         let _ = self.notify(&Notice::Busy);
         let prepared = std::mem::replace(&mut self.prepared, Err(StepError::other("init", "in use")));
         attempt::run(self, &plan, bytes, fds, prepared);
+        self.end_without_connector();
         if self.launcher.is_some() && !self.stopping {
             self.renew();
             let _ = self.notify(&Notice::Idle);
+        }
+    }
+
+    /// A connector can be made only where this keeper has come from: by the launcher, with its next keeper.
+    fn end_without_connector(&self) {
+        if self.connector.as_ref().is_some_and(Connector::is_dead) {
+            sys::exit_now(1);
         }
     }
 
@@ -303,11 +330,17 @@ impl Keeper {
     }
 
     fn examine(&self, bytes: &[u8]) -> Result<Plan, String> {
+        let asked = Plan::parse(bytes)?;
+        self.setup.policy.check(&asked)?;
+        // What the operator's profile sets is the launcher's own, and within no policy but its limits.
         let plan = self.setup.read_plan(bytes)?;
-        self.setup.policy.check(&plan)?;
-        let Shape { profile, defined, user } = &self.setup.shape;
+        plan.limits.check_within(&self.setup.policy.ceiling)?;
+        let Shape { profile, defined, user, .. } = &self.setup.shape;
         if (plan.profile, &plan.defined, &plan.user) != (*profile, defined, user) {
             return Err(format!("this keeper is made for {}, not for {}", self.setup.shape, plan.shape()));
+        }
+        if plan.is_listed() != self.setup.listed {
+            return Err("this keeper is made for another kind of network than the plan's".into());
         }
         Ok(plan)
     }
@@ -320,7 +353,10 @@ impl Keeper {
 }
 
 /// Builds all that lives as long as the keeper: lock, session, user and network namespace, uid, root.
-fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, PathBuf), StepError> {
+fn build(
+    mut setup: Setup,
+    launcher: BorrowedFd<'_>,
+) -> Result<(Setup, OwnedFd, Option<Connector>, PathBuf), StepError> {
     let _ = prctl::set_name(c"sally-keeper");
     let group = setup.group.descriptors();
     let keep = |more: &[RawFd]| [more, &group].concat();
@@ -331,10 +367,13 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
     quiet_input_and_output()?;
     umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let lock = take_slot(&setup.lock)?;
+    // From the launcher's namespaces, and as root where it is.
+    let connector = setup.has_own_destinations().then(|| Connector::start(&setup, &lock)).transpose()?;
     let (task_program, extras) = own_namespaces(&setup)?;
     setup.keeper_mount = NamespaceIds::own().mount;
     let template = Template {
         profile: setup.profile,
+        listed: setup.listed,
         host_box: &setup.host_box,
         task_program: task_program.as_fd(),
         uid: setup.uid,
@@ -349,11 +388,12 @@ fn build(mut setup: Setup, launcher: BorrowedFd<'_>) -> Result<(Setup, OwnedFd, 
     drop(template);
     drop(task_program);
     prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
-    init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd()]))
+    let connector_socket = connector.as_ref().map_or(-1, |connector| connector.socket().as_raw_fd());
+    init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd(), connector_socket]))
         .step("keeper", "closing descriptors")?;
     leave_keyrings();
     install_filters(&mut setup);
-    Ok((setup, lock, base))
+    Ok((setup, lock, connector, base))
 }
 
 /// Leaves the session keyring of whoever started the launcher. A kernel without keys has nothing to leave.
@@ -432,14 +472,15 @@ pub(super) fn started_at(process: &str) -> Option<String> {
     rest.split_whitespace().nth(19).map(str::to_owned)
 }
 
-/// Enters an own user namespace with its map, and with it own mount and (for `strict`) network namespaces.
+/// Enters an own user namespace with its map, and with it own mount and (for `strict`, and with a list of
+/// destinations) network namespaces.
 /// Returns the program that is `sally-task`, and what an operator's profile names, opened in between: a bind needs it
 /// from the new mount namespace, and the script's uid may not reach it.
 fn own_namespaces(setup: &Setup) -> Result<(OwnedFd, Extras), StepError> {
     // The launcher's memory is closed, and with it the files in which the map is written. Closed again by `build`.
     prctl::set_dumpable(true).step("user", "opening the map")?;
     let mut flags = CloneFlags::CLONE_NEWNS;
-    if setup.profile == Profile::Strict && !setup.broken(Layer::Net) {
+    if (setup.profile == Profile::Strict || setup.listed) && !setup.broken(Layer::Net) {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     if setup.broken(Layer::User) {

@@ -19,6 +19,9 @@ use std::path::Path;
 /// The version of the kernel's interface from which on all of this is enforced: files, TCP, scopes.
 pub const WHOLE_ABI: u32 = 6;
 
+/// The version from which on TCP can be ruled.
+const FIRST_WITH_TCP: u32 = 4;
+
 /// Folders of the box that a script may write.
 pub(super) const WRITABLE_IN_BOX: [&str; 3] = ["work", "tmp", "out"];
 
@@ -42,6 +45,7 @@ mod access {
     pub(super) const OF_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
     /// TCP: bind and connect.
     pub(super) const TCP: u64 = 0b11;
+    pub(super) const CONNECT_TCP: u64 = 0b10;
     /// Scopes: abstract unix sockets and signals of processes outside.
     pub(super) const SCOPES: u64 = 0b11;
 }
@@ -55,15 +59,15 @@ pub(super) struct Handled {
 }
 
 impl Handled {
-    /// All that version `abi` knows of what this program knows. TCP stays where the profile has a network.
-    fn new(abi: u32, profile: Profile) -> Self {
+    /// All that version `abi` knows of what this program knows. TCP stays where the profile has the host's network.
+    fn new(abi: u32, profile: Profile, listed: bool) -> Self {
         let from = |version, rights| if abi >= version { rights } else { 0 };
         Self {
             files: access::FIRST
                 | from(2, access::REFER)
                 | from(3, access::TRUNCATE)
                 | from(5, access::IOCTL_DEV),
-            network: if profile == Profile::Strict { from(4, access::TCP) } else { 0 },
+            network: if profile == Profile::Strict || listed { from(FIRST_WITH_TCP, access::TCP) } else { 0 },
             scopes: from(6, access::SCOPES),
         }
     }
@@ -87,6 +91,7 @@ pub fn abi() -> u32 {
 /// `closed` is a folder outside of every rule that may be written.
 pub(super) fn prepare(
     profile: Profile,
+    listed: bool,
     private_root: bool,
     base: &Path,
     closed: OwnedFd,
@@ -97,7 +102,7 @@ pub(super) fn prepare(
     if abi == 0 {
         return Ok(None);
     }
-    let handled = Handled::new(abi, profile);
+    let handled = Handled::new(abi, profile, listed);
     let ruleset = sys::landlock_ruleset(handled, abi).step(STEP, "making a ruleset")?;
     let allow = |path: &Path, rights: u64| match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(fd) => sys::landlock_allow(ruleset.as_fd(), fd.as_fd(), rights & handled.files)
@@ -153,6 +158,16 @@ impl Rules {
         sys::landlock_allow(self.ruleset.as_fd(), file.as_fd(), access::READ_FILE)
     }
 
+    /// Lets connections be made to ports, at whatever address: which of them is for the network namespace to say.
+    pub(super) fn allow_ports(&self, ports: impl Iterator<Item = u16>) -> nix::Result<()> {
+        if self.abi < FIRST_WITH_TCP {
+            return Ok(());
+        }
+        ports
+            .into_iter()
+            .try_for_each(|port| sys::landlock_allow_port(self.ruleset.as_fd(), port, access::CONNECT_TCP))
+    }
+
     /// Puts the rules on the calling process and all that come after it, for good.
     pub(super) fn put_on(&self) -> nix::Result<()> {
         sys::landlock_restrict(self.ruleset.as_fd())
@@ -165,12 +180,13 @@ mod tests {
 
     #[test]
     fn a_kernel_is_asked_for_what_its_version_knows() {
-        let files = |abi| Handled::new(abi, Profile::Strict).files.count_ones();
+        let files = |abi| Handled::new(abi, Profile::Strict, false).files.count_ones();
         assert_eq!([1, 2, 3, 4, 5, 6, 9].map(files), [13, 14, 15, 15, 16, 16, 16]);
-        let network = |abi, profile| Handled::new(abi, profile).network;
+        let network = |abi, profile| Handled::new(abi, profile, false).network;
         assert_eq!((network(3, Profile::Strict), network(4, Profile::Strict)), (0, 0b11));
         assert_eq!(network(9, Profile::Net), 0);
-        let scopes = |abi| Handled::new(abi, Profile::Host).scopes;
+        assert_eq!(Handled::new(9, Profile::Host, true).network, 0b11);
+        let scopes = |abi| Handled::new(abi, Profile::Host, false).scopes;
         assert_eq!((scopes(5), scopes(6)), (0, 0b11));
     }
 }

@@ -11,6 +11,7 @@ use super::definition::{Definitions, ProfileDefinition};
 use super::keeper::{self, Setup};
 use super::landlock;
 use super::layer::{Layer, Layers};
+use super::network::Destination;
 use super::paths::BOX;
 use super::plan::Limits;
 use super::profile::{Policy, Profile, Shape};
@@ -72,6 +73,9 @@ pub struct LauncherArgs {
     /// Account of this host that a plan may ask to run as; repeatable; only where this launcher is root
     #[arg(long = "allow-user", value_name = "NAME")]
     pub users: Vec<String>,
+    /// With --max-profile strict: destination that plans may list all the same; repeatable
+    #[arg(long = "allow", value_name = "HOST:PORT")]
+    pub allow: Vec<Destination>,
     /// Longest timeout that a plan may ask for, in seconds
     #[arg(long, default_value_t = 30 * 24 * 3600, value_name = "SECONDS")]
     pub max_timeout: u64,
@@ -298,6 +302,7 @@ impl Launcher {
     fn policy(&self) -> Policy {
         Policy {
             max_profile: self.args.max_profile,
+            destinations: self.args.allow.clone(),
             ceiling: Limits::CEILING,
             max_timeout_ms: self.args.max_timeout.saturating_mul(1000),
         }
@@ -344,15 +349,23 @@ impl Launcher {
             (None, _, Mode::Root) => (self.uid_of(slot), self.uid_of(slot)),
             (None, _, Mode::User) => (geteuid().as_raw(), getegid().as_raw()),
         };
-        let filters = Filters::new(profile, definition.as_deref());
+        let own_list = definition.as_ref().is_some_and(|definition| definition.network_allow.is_some());
+        if shape.listed && own_list {
+            return Err(format!("profile {} has its own list of destinations", shape.name()));
+        }
+        let listed = shape.listed || own_list;
+        let filters = Filters::new(profile, listed, definition.as_deref());
         Ok(Setup {
             slot,
             shape: shape.clone(),
             profile,
             account,
+            listed,
             mode: self.mode,
             uid,
             gid,
+            // Behind those of the slots.
+            connector_uid: self.uid_of(slot).saturating_add(u32::from(self.args.slots)),
             policy: self.policy(),
             host_box: self.host_box.clone(),
             task_program: self.task_program.clone(),
@@ -561,7 +574,7 @@ impl Launcher {
     /// Serves those who wait for an idle slot. The last one gets the keeper, as an agent that restarted does.
     fn grant(&mut self, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
-        let Some(handle) = slot.keeper.as_ref().filter(|handle| handle.state == State::Idle) else { return };
+        let Some(handle) = slot.keeper.as_mut().filter(|handle| handle.state == State::Idle) else { return };
         let Some((_, wanted, _)) = slot.waiting.first().cloned() else { return };
         if handle.shape != wanted {
             // Made for another root: it ends, and the new one waits for the slot's lock until it has.
@@ -570,7 +583,8 @@ impl Launcher {
             slot.keeper = None;
             return self.start_keeper(number, wanted);
         }
-        let (id, _, _) = slot.waiting.remove(0);
+        let first = slot.waiting.remove(0);
+        let id = first.0;
         let given = wire::pair().and_then(|(client, end)| {
             sally_common::fail::point("launcher.client.before");
             wire::send(handle.socket.as_fd(), &Order::Client, &[end.as_fd()], MsgFlags::MSG_DONTWAIT)?;
@@ -578,6 +592,11 @@ impl Launcher {
         });
         match given {
             Ok(client) => self.reply(id, &Reply::Opened, &[client.as_fd()]),
+            Err(Errno::EPIPE) => {
+                // It has died, of which the signal is on its way: whoever waits gets the next one.
+                handle.state = State::Busy;
+                return slot.waiting.insert(0, first);
+            }
             Err(errno) => {
                 let error = StepError::new("launcher", errno, "handing over the keeper's socket");
                 self.reply(id, &Reply::Failed(error), &[]);

@@ -12,6 +12,8 @@
 //! - `descendants`: the end of a tree that has no pid namespace.
 //! - `cgroup`, `cgroup_group`, `cgroup_rates`: control groups: where they are, one slot's, and how fast it may go.
 //! - `secrets`, `artifacts`, `keep`: what goes into the box and out of it besides a script and its output.
+//! - `network`: destinations that a script may connect to. `network_inside`: its own network with them; `network_connector`,
+//!   `network_relay`: the way out.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `explain`: the same in words, for people.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
@@ -40,6 +42,10 @@ mod keeper;
 mod landlock;
 mod launcher;
 mod layer;
+mod network;
+mod network_connector;
+mod network_inside;
+mod network_relay;
 mod paths;
 mod plan;
 mod profile;
@@ -65,12 +71,13 @@ pub use folder::{Event, Events, Go, Handover, RunFolder, RunInputs, Script};
 pub use landlock::{WHOLE_ABI as WHOLE_LANDLOCK, abi as landlock_abi};
 pub use launcher::{LauncherArgs, UID_BASE, run as run_launcher};
 pub use layer::{Hold, Layer, Layers, missing as missing_layers};
+pub use network::{CONNECTIONS_MAX, DESTINATIONS_MAX, Destination, LISTENERS_MAX};
 pub use paths::{BOX, BoxPaths};
 pub use plan::{DEFAULT_PATH, Limits, MAX_PLAN_BYTES, PLAN_VERSION, Plan, Program};
 pub use profile::{Policy, Profile, Shape};
 pub use record::{
-    Collected, ExitRecord, KeptFolder, LimitHit, LimitName, MAX_RECORD_BYTES, Outcome, RECORD_VERSION,
-    StreamCount, Usage,
+    Collected, ExitRecord, KeptFolder, LimitHit, LimitName, MAX_RECORD_BYTES, NetworkUse, Outcome,
+    RECORD_VERSION, StreamCount, Usage,
 };
 pub use seccomp::table as system_calls;
 pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::layer::Layer;
+use super::network::{self, Destination};
 use super::profile::{Profile, Shape};
 use sally_common::name::ProfileName;
 use sally_common::wire::order::is_account_name;
@@ -57,6 +58,10 @@ pub struct Plan {
     /// Layers without which the program must not start.
     #[serde(default)]
     pub require: Vec<Layer>,
+    /// All that it may connect to, in place of the profile's network. Empty: nothing, in `host` too. `None`: as the
+    /// profile has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<Destination>>,
 }
 
 /// What is executed.
@@ -288,12 +293,25 @@ impl Plan {
                 return Err(format!("limit {name} is 0"));
             }
         }
-        Ok(())
+        if self.profile == Profile::Admin && self.is_listed() {
+            return Err("profile admin is root on the host: no list of destinations can hold it".into());
+        }
+        self.destinations.as_deref().map_or(Ok(()), network::check)
+    }
+
+    /// Whether it has a list of destinations in place of the profile's network.
+    pub fn is_listed(&self) -> bool {
+        self.destinations.is_some()
     }
 
     /// What a keeper must be made for to carry it out.
     pub fn shape(&self) -> Shape {
-        Shape { profile: self.profile, defined: self.defined.clone(), user: self.user.clone() }
+        Shape {
+            profile: self.profile,
+            defined: self.defined.clone(),
+            user: self.user.clone(),
+            listed: self.is_listed(),
+        }
     }
 
     /// Returns the search path for commands: the plan's own `PATH`, or the default.
@@ -309,9 +327,13 @@ impl Plan {
             Program::Script { interpreter: Some(name) } => format!("the script by {name}"),
             Program::Command => format!("the command {}", self.argv.first().map_or("", |a| a)),
         };
-        let network = match self.profile {
-            Profile::Strict => "an own network namespace with no network",
-            Profile::Net | Profile::Host | Profile::Admin => "the host's network",
+        let network = match (&self.destinations, self.profile) {
+            (Some(list), _) if !list.is_empty() => {
+                let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+                format!("connections to {} and nothing else", list.join(" "))
+            }
+            (Some(_), _) | (None, Profile::Strict) => "an own network namespace with no network".to_owned(),
+            (None, Profile::Net | Profile::Host | Profile::Admin) => "the host's network".to_owned(),
         };
         let files = match self.profile {
             Profile::Strict | Profile::Net => "a private read-only root with the host's programs",
@@ -369,6 +391,7 @@ pub(super) mod tests {
             limits: Limits::default(),
             keep_bytes: 0,
             require: vec![],
+            destinations: None,
         }
     }
 
@@ -418,5 +441,7 @@ pub(super) mod tests {
         for words in ["profile strict", "no network", "TERM after 1000 ms", "without net"] {
             assert!(text.contains(words), "{text}");
         }
+        plan.destinations = Some(vec!["db:5432".parse().unwrap()]);
+        assert!(plan.describe().contains("connections to db:5432 and nothing else"));
     }
 }

@@ -1,6 +1,7 @@
 //! Profiles, and the policy that says which of them and how much a launcher grants.
 #![forbid(unsafe_code)]
 
+use super::network::Destination;
 use super::plan::{Limits, Plan};
 use sally_common::name::ProfileName;
 use serde::{Deserialize, Serialize};
@@ -74,12 +75,15 @@ pub struct Shape {
     /// The account of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// A list of destinations comes with the plans. An operator's profile may have one without that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listed: bool,
 }
 
 impl Shape {
     /// A built-in profile as it is.
     pub const fn built_in(profile: Profile) -> Shape {
-        Shape { profile, defined: None, user: None }
+        Shape { profile, defined: None, user: None, listed: false }
     }
 
     /// The profile's name, its operator's if it is one.
@@ -105,6 +109,8 @@ pub struct Policy {
     /// The widest built-in profile allowed. An operator's profile is allowed by being in the launcher's folder, but one
     /// that starts from `admin` only where this is `admin`.
     pub max_profile: Profile,
+    /// Destinations that a plan may list though the widest profile has no network.
+    pub destinations: Vec<Destination>,
     /// The largest value allowed for each limit.
     pub ceiling: Limits,
     /// The longest timeout allowed, in milliseconds.
@@ -114,7 +120,12 @@ pub struct Policy {
 impl Default for Policy {
     /// What a launcher grants that is told nothing.
     fn default() -> Self {
-        Self { max_profile: Profile::Host, ceiling: Limits::CEILING, max_timeout_ms: 30 * 24 * 3600 * 1000 }
+        Self {
+            max_profile: Profile::Host,
+            destinations: Vec::new(),
+            ceiling: Limits::CEILING,
+            max_timeout_ms: 30 * 24 * 3600 * 1000,
+        }
     }
 }
 
@@ -132,6 +143,14 @@ impl Policy {
     /// Checks a well-formed plan against the policy; the message says which value is too much.
     pub fn check(&self, plan: &Plan) -> Result<(), String> {
         self.check_profile(&plan.shape())?;
+        if self.max_profile == Profile::Strict
+            && let Some(other) = plan.destinations.iter().flatten().find(|wanted| !self.allows(wanted))
+        {
+            return Err(format!(
+                "destination {other} is not allowed by this launcher, whose widest profile is strict; start it with \
+                 --allow {other} or with a wider --max-profile"
+            ));
+        }
         if plan.timeout_ms > self.max_timeout_ms {
             return Err(format!(
                 "timeout of {} ms is longer than {} ms, the longest this launcher allows",
@@ -139,6 +158,10 @@ impl Policy {
             ));
         }
         plan.limits.check_within(&self.ceiling)
+    }
+
+    fn allows(&self, wanted: &Destination) -> bool {
+        self.destinations.iter().any(|allowed| allowed.covers(wanted))
     }
 }
 
@@ -149,7 +172,12 @@ mod tests {
     use crate::sandbox::plan::tests::plan;
 
     fn policy() -> Policy {
-        Policy { max_profile: Profile::Net, ceiling: Limits::CEILING, max_timeout_ms: 60_000 }
+        Policy {
+            max_profile: Profile::Net,
+            destinations: Vec::new(),
+            ceiling: Limits::CEILING,
+            max_timeout_ms: 60_000,
+        }
     }
 
     #[test]
@@ -183,6 +211,13 @@ mod tests {
         let mut long = plan();
         long.timeout_ms = 60_001;
         assert!(policy().check(&long).unwrap_err().contains("60001 ms"));
+        let mut strict = policy();
+        strict.max_profile = Profile::Strict;
+        let mut listed = plan();
+        listed.destinations = Some(vec!["db:5432".parse().unwrap()]);
+        assert!(strict.check(&listed).unwrap_err().contains("db:5432"));
+        strict.destinations = vec!["db:5400-5500".parse().unwrap()];
+        assert_eq!((strict.check(&listed), policy().check(&listed)), (Ok(()), Ok(())));
         let mut large = plan();
         large.limits.work_bytes = Limits::CEILING.work_bytes + 1;
         assert!(policy().check(&large).unwrap_err().contains("work_bytes"));

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::layer::Layers;
+use super::network::Destination;
 use super::profile::Profile;
 use sally_common::name::ProfileName;
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ pub struct ExitRecord {
     /// by themselves what was dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<LimitHit>,
+    /// What the plan's list of destinations was used for; `None` without a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkUse>,
     /// Processes that were still alive after the grace and were killed. The main process is not counted.
     pub leftovers: u32,
     /// The kernel uid it ran as.
@@ -76,6 +80,23 @@ pub struct StreamCount {
     /// Why bytes within the limit could not be stored, if so (a full disk).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// The connections of a script that may reach some destinations and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUse {
+    /// The destinations that it might connect to.
+    pub allowed: Vec<Destination>,
+    /// Connections that were led on, answered or not.
+    pub connections: u64,
+    /// Connections to an address that a listed network or name shares a port with, and that were reset. What is nowhere
+    /// near the list is refused by the kernel and not counted.
+    pub refused: u64,
+    /// Of the connections, those to which nobody answered outside. They were reset.
+    pub failed: u64,
+    /// Why the first of them failed, or why none could be made from some time on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// A limit that a run met.
@@ -249,6 +270,7 @@ mod tests {
             kept: None,
             usage: Usage::default(),
             limit: Some(LimitHit { limit: LimitName::WorkFiles, ended: false }),
+            network: None,
             leftovers: 3,
             uid: 200_000,
             profile: Profile::Strict,

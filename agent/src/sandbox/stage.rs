@@ -10,6 +10,8 @@
 use super::keeper::Setup;
 use super::landlock::Rules;
 use super::layer::{Hold, Layer, Layers, missing};
+use super::network::{self, Destination};
+use super::network_inside;
 use super::paths::BoxPaths;
 use super::plan::{Limits, Plan, Program};
 use super::profile::Profile;
@@ -111,7 +113,10 @@ impl Stage<'_> {
         let plan = self.setup.read_plan(bytes).map_err(|message| StepError::other("plan", message))?;
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
-        self.landlock(fds.inputs.stdin.as_ref());
+        let destinations = plan.destinations.as_deref().unwrap_or_default();
+        self.network(keeper, destinations)?;
+        template::seal(&self.paths.base().join("in"))?;
+        self.landlock(fds.inputs.stdin.as_ref(), destinations);
         let (keeper, go) = self.descriptors(keeper, fds)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
@@ -160,8 +165,36 @@ impl Stage<'_> {
             copy_in(fds.inputs.script.as_fd(), &self.paths.script(), 0o500, &mut room)?;
         }
         copy_in(fds.inputs.params.as_fd(), &self.paths.params(), 0o600, &mut room)?;
-        secrets::fill(fds.inputs.secrets.as_fd(), &self.paths.secrets())?;
-        template::seal(&self.paths.base().join("in"))
+        secrets::fill(fds.inputs.secrets.as_fd(), &self.paths.secrets())
+    }
+
+    /// Makes the destinations of the list, gives the sockets that stand for them to the keeper's connector, and waits until
+    /// it serves them.
+    fn network(&mut self, keeper: BorrowedFd<'_>, list: &[Destination]) -> Result<(), StepError> {
+        const STEP: &str = "network";
+        if !self.setup.has_own_destinations() {
+            return Ok(());
+        }
+        let sockets = network_inside::build(list)?;
+        for some in sockets.chunks(wire::MAX_FDS) {
+            let some: Vec<_> = some.iter().map(OwnedFd::as_fd).collect();
+            wire::send(keeper, &Word::Listening, &some, MsgFlags::empty())
+                .step(STEP, "giving sockets away")?;
+        }
+        if !list.is_empty() {
+            let (ready, end) = wire::pair().step(STEP, "socket pair")?;
+            wire::send(keeper, &Word::Serve, &[end.as_fd()], MsgFlags::empty())
+                .step(STEP, "asking for the way out")?;
+            drop(end);
+            network_inside::await_connector(&ready, list)?;
+            let hosts = network::hosts(list);
+            if !hosts.is_empty() {
+                template::put_hosts(self.paths.base(), &hosts)?;
+            }
+        }
+        let other = verify::is_in_another_network(self.setup);
+        self.layers.insert(Layer::Net, if other { network_inside::check(list) } else { Hold::Absent });
+        Ok(())
     }
 
     /// Puts 0 to 3 in place and the two own ones behind them, close-on-exec; closes all others.
@@ -267,7 +300,7 @@ impl Stage<'_> {
     }
 
     /// Puts landlock's rules on: nothing can be mounted from here on.
-    fn landlock(&mut self, stdin: Option<&OwnedFd>) {
+    fn landlock(&mut self, stdin: Option<&OwnedFd>, destinations: &[Destination]) {
         let Some(rules) = self.landlock else {
             self.layers.insert(Layer::Landlock, Hold::Absent);
             return;
@@ -276,7 +309,8 @@ impl Stage<'_> {
             // A pipe has no rule and needs none.
             let _ = rules.allow_reading(stdin);
         }
-        if let Err(errno) = rules.put_on() {
+        let ports = network::ports(destinations);
+        if let Err(errno) = rules.allow_ports(ports.into_iter()).and_then(|()| rules.put_on()) {
             tracing::error!(error = %errno, "landlock's rules cannot be put on");
         }
         self.layers.insert(Layer::Landlock, verify::landlock(rules));

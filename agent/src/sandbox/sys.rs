@@ -456,6 +456,29 @@ pub(super) fn landlock_allow(
     Errno::result(rc).map(drop)
 }
 
+/// Adds a rule: `rights` on a TCP port. Needs version 4 of the interface.
+pub(super) fn landlock_allow_port(ruleset: BorrowedFd<'_>, port: u16, rights: u64) -> nix::Result<()> {
+    /// `struct landlock_net_port_attr`.
+    #[repr(C)]
+    struct NetPort {
+        rights: u64,
+        port: u64,
+    }
+    const NET_PORT: c_long = 2;
+    let rule = NetPort { rights, port: port.into() };
+    // SAFETY: the kernel reads a live struct of the layout that this rule type has, and keeps nothing of it.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            c_long::from(ruleset.as_raw_fd()),
+            NET_PORT,
+            &raw const rule,
+            0 as c_long,
+        )
+    };
+    Errno::result(rc).map(drop)
+}
+
 /// Puts a ruleset on the calling thread. Needs `no_new_privs`, or CAP_SYS_ADMIN in the user namespace.
 pub(super) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: two integers.

@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root};
 use std::ffi::CString;
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -21,6 +22,8 @@ use std::path::Path;
 /// What the template is made from.
 pub(super) struct Template<'a> {
     pub(super) profile: Profile,
+    /// Attempts have a list of destinations, and an `/etc/hosts` with their names.
+    pub(super) listed: bool,
     /// An existing empty directory of the host: mount point of the new root, and the box of `host`.
     pub(super) host_box: &'a Path,
     /// The program that is `sally-task` inside.
@@ -37,6 +40,9 @@ pub(super) struct Template<'a> {
 
 /// The folders of the box: mount points for what an attempt adds, and two that are complete as they are.
 const BOX_FOLDERS: [&str; 6] = ["in", "work", "tmp", "out", "secrets", "bin"];
+
+/// How much of the host's `/etc/hosts` an attempt with names of its own sees behind them.
+const HOSTS_MAX: u64 = 64 * 1024;
 
 /// Device nodes without power over anything.
 pub(super) const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
@@ -147,9 +153,12 @@ impl Template<'_> {
         make_file(&etc.join(made[0]), passwd.as_bytes(), 0o644)?;
         let group = format!("root:x:0:\n{name}:x:{gid}:\nnogroup:x:65534:\n");
         make_file(&etc.join(made[1]), group.as_bytes(), 0o644)?;
-        let lookup = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n";
-        make_file(&etc.join(made[2]), lookup, 0o644)?;
-        let network = self.profile != Profile::Strict;
+        // Names beyond the list lead nowhere, and asking for them would only take time.
+        let hosts = if self.listed { "files" } else { "files dns" };
+        let lookup =
+            format!("passwd: files\ngroup: files\nhosts: {hosts}\nservices: files\nprotocols: files\n");
+        make_file(&etc.join(made[2]), lookup.as_bytes(), 0o644)?;
+        let network = self.profile != Profile::Strict && !self.listed;
         for name in ETC_FILES.iter().chain(ETC_NETWORK_FILES.iter().filter(|_| network)) {
             if let Ok(content) = fs::read(Path::new("/etc").join(name)) {
                 make_file(&etc.join(name), &content, 0o644)?;
@@ -264,6 +273,21 @@ pub(super) fn resize_work(base: &Path, work_bytes: u64, work_files: u64) -> Resu
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(None::<&str>, &work, None::<&str>, flags, Some(size.as_str()))
         .step("box", "limit of the work folder")
+}
+
+/// Puts names before those of `/etc/hosts`, for one attempt: a file of the box in the place of the host's.
+pub(super) fn put_hosts(base: &Path, names: &str) -> Result<(), StepError> {
+    const HOSTS: &str = "/etc/hosts";
+    let mut text = names.as_bytes().to_vec();
+    if let Ok(file) = fs::File::open(HOSTS) {
+        file.take(HOSTS_MAX).read_to_end(&mut text).step("network", HOSTS)?;
+    }
+    let path = base.join("in/hosts");
+    make_file(&path, &text, 0o644)?;
+    let flags = MountFlags::READ_ONLY.and(MountFlags::NO_SUID).and(MountFlags::NO_DEV);
+    bind_all(&path, Path::new(HOSTS))
+        .and_then(|()| sys::mount_setattr(&c_path(Path::new(HOSTS)), false, flags).step(STEP, HOSTS))
+        .map_err(|error| StepError { step: "network".into(), ..error })
 }
 
 /// Mounts the memory of the secrets: ramfs, which is never swapped. It has no limit of its own, so whoever writes must

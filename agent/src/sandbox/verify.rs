@@ -74,6 +74,12 @@ pub(super) fn namespaces(setup: &Setup, own_proc: bool) -> Layers {
     layers
 }
 
+/// Whether the calling process's network is neither the launcher's nor, for all it can tell, unknown.
+pub(super) fn is_in_another_network(setup: &Setup) -> bool {
+    let own = NamespaceIds::own().net;
+    own != 0 && setup.host.net != 0 && own != setup.host.net
+}
+
 fn uid(setup: &Setup) -> Hold {
     let own = geteuid().as_raw();
     // The map is U to U, so the uid seen here is the kernel's.

@@ -222,6 +222,10 @@ pub(super) enum Word {
     Prepared(Layers),
     /// The next call is execve.
     Go(Layers),
+    /// Sockets that listen inside come with this message.
+    Listening,
+    /// They are all there; a socket on which the stage waits until they are served comes with this message.
+    Serve,
     /// The agent dropped its end of the go pipe.
     NotReleased(Layers),
     Failed {

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
@@ -194,6 +196,110 @@ static int a_abstract_socket(char **arg) {
     return judge(connect(fd, (void *)&to, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(arg[0])), "connect");
 }
 
+/* An answer counts, not a connection: a byte of the other side. */
+static socklen_t address(char **arg, struct sockaddr_storage *at) {
+    struct sockaddr_in *v4 = (void *)at;
+    struct sockaddr_in6 *v6 = (void *)at;
+    memset(at, 0, sizeof *at);
+    if (strchr(arg[0], ':')) {
+        v6->sin6_family = AF_INET6;
+        v6->sin6_port = htons(atoi(arg[1]));
+        inet_pton(AF_INET6, arg[0], &v6->sin6_addr);
+        return sizeof *v6;
+    }
+    v4->sin_family = AF_INET;
+    v4->sin_port = htons(atoi(arg[1]));
+    inet_pton(AF_INET, arg[0], &v4->sin_addr);
+    return sizeof *v4;
+}
+static int answered(int fd) {
+    char byte;
+    struct timeval limit = {.tv_sec = 5};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    ssize_t length = recv(fd, &byte, 1, 0);
+    if (length == 0) errno = ECONNRESET;
+    return length == 1;
+}
+static int ask(char **arg, int type, int protocol, int flags, const char *what) {
+    struct sockaddr_storage to;
+    socklen_t length = address(arg, &to);
+    int fd = socket(to.ss_family, type, protocol);
+    if (fd < 0 && (errno == EPROTONOSUPPORT || errno == ENOPROTOOPT)) return end(CANNOT, what);
+    if (fd < 0) return end(CLOSED, what);
+    if (flags ? sendto(fd, "x", 1, flags, (void *)&to, length) < 0 : connect(fd, (void *)&to, length) < 0)
+        return end(CLOSED, what);
+    if (type == SOCK_DGRAM && send(fd, "x", 1, 0) < 0) return end(CLOSED, what);
+    return end(answered(fd) ? OPEN : CLOSED, what);
+}
+static int a_answer(char **arg) { return ask(arg, SOCK_STREAM, 0, 0, "get an answer by TCP"); }
+static int a_answer_udp(char **arg) { return ask(arg, SOCK_DGRAM, 0, 0, "get an answer by UDP"); }
+static int a_answer_mptcp(char **arg) { return ask(arg, SOCK_STREAM, 262, 0, "get an answer by MPTCP"); }
+static int a_answer_at_once(char **arg) { return ask(arg, SOCK_STREAM, 0, MSG_FASTOPEN, "get an answer by fast open"); }
+/* So many connections, all held: how many are answered within the second that follows? */
+static int a_many(char **arg) {
+    struct sockaddr_storage to;
+    socklen_t length = address(arg, &to);
+    int fds[256], count = atoi(arg[2]), answers = 0;
+    for (int i = 0; i < count; i++) {
+        fds[i] = socket(to.ss_family, SOCK_STREAM, 0);
+        if (connect(fds[i], (void *)&to, length) < 0) return end(CLOSED, "connect");
+    }
+    for (int tries = 0; tries < 40; tries++, usleep(50000))
+        for (int i = 0; i < count; i++) {
+            char byte;
+            if (fds[i] >= 0 && recv(fds[i], &byte, 1, MSG_DONTWAIT) == 1) answers++;
+        }
+    printf("%d answers\n", answers);
+    return 0;
+}
+/* A network to be attacked: on two ports TCP that greets and keeps the connection, on the first UDP that answers, and an
+ * abstract socket. It says when it is up, and dies with whoever started it. */
+static int a_world(char **arg) {
+    int on = 1, off = 0;
+    struct pollfd fds[3];
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < 3; i++) {
+        struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(arg[i % 2]))};
+        fds[i].fd = socket(AF_INET6, i < 2 ? SOCK_STREAM : SOCK_DGRAM, 0);
+        fds[i].events = POLLIN;
+        setsockopt(fds[i].fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        setsockopt(fds[i].fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+        if (bind(fds[i].fd, (void *)&at, sizeof at) < 0 || (i < 2 && listen(fds[i].fd, 256) < 0))
+            return end(CLOSED, "serve");
+    }
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    strcpy(name.sun_path + 1, arg[2]);
+    int hidden = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(hidden, (void *)&name, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(arg[2])) < 0 || listen(hidden, 9) < 0)
+        return end(CLOSED, "serve");
+    puts("up");
+    fflush(stdout);
+    close(1);
+    for (;;) {
+        char byte;
+        struct sockaddr_storage from;
+        socklen_t length = sizeof from;
+        poll(fds, 3, -1);
+        for (int i = 0; i < 2; i++)
+            if (fds[i].revents) send(accept(fds[i].fd, 0, 0), "!", 1, MSG_NOSIGNAL);
+        if (fds[2].revents && recvfrom(fds[2].fd, &byte, 1, 0, (void *)&from, &length) >= 0)
+            sendto(fds[2].fd, "!", 1, 0, (void *)&from, length);
+    }
+}
+/* A neighbour that can be connected to by whoever sees its abstract socket. */
+static int a_abstract_server(char **arg) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    strncpy(at.sun_path + 1, arg[0], sizeof at.sun_path - 2);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(fd, (void *)&at, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(arg[0])) < 0 || listen(fd, 1) < 0)
+        return end(CLOSED, "serve");
+    puts("serving");
+    fflush(stdout);
+    pause();
+    return 0;
+}
+
 /* The kernel. */
 static int a_bpf(char **arg) { (void)arg; return reached(syscall(SYS_bpf, 9999, 0, 0), "bpf"); }
 static int a_perf(char **arg) { (void)arg; return reached(syscall(SYS_perf_event_open, 1, 0, -1, -1, 0), "perf_event_open"); }
@@ -272,7 +378,8 @@ static const struct { const char *name; int (*run)(char **); } attacks[] = {
     ATTACK(ptrace), ATTACK(read_memory), ATTACK(take_descriptor), ATTACK(open_init), ATTACK(shared_memory),
     ATTACK(make_shared_memory), ATTACK(unshare), ATTACK(clone), ATTACK(clone3), ATTACK(setns), ATTACK(mount),
     ATTACK(mount_new), ATTACK(remount), ATTACK(chroot), ATTACK(pivot_root), ATTACK(socket), ATTACK(tcp), ATTACK(udp),
-    ATTACK(listen), ATTACK(abstract_socket), ATTACK(bpf), ATTACK(perf), ATTACK(userfaultfd), ATTACK(io_uring),
+    ATTACK(listen), ATTACK(abstract_socket), ATTACK(answer), ATTACK(answer_udp), ATTACK(answer_mptcp),
+    ATTACK(answer_at_once), ATTACK(many), ATTACK(world), ATTACK(abstract_server), ATTACK(bpf), ATTACK(perf), ATTACK(userfaultfd), ATTACK(io_uring),
     ATTACK(memfd_secret), ATTACK(keys), ATTACK(personality), ATTACK(hostname),
     ATTACK(foreign_table), ATTACK(host_settings), ATTACK(terminal), ATTACK(console), ATTACK(wait),
 };

@@ -348,6 +348,21 @@ pub(crate) const ATTACKS: &[Attack] = &[
 
 pub(crate) const ELSEWHERE: &[Elsewhere] = &[
     Elsewhere {
+        test: ("destinations", "a_neighbour_slot_cannot_be_reached"),
+        what: "reach a neighbour slot's abstract socket beside a list of destinations",
+        by: "`net`, `landlock`",
+    },
+    Elsewhere {
+        test: ("destinations", "one_attempt_leaves_nothing_to_the_next_and_lists_can_change"),
+        what: "use what an earlier attempt's list allowed",
+        by: "`net`: a network for each attempt",
+    },
+    Elsewhere {
+        test: ("destinations", "connections_are_bounded_and_end_with_the_attempt"),
+        what: "exhaust the host by connections, or keep one beyond the run",
+        by: "the connector: 64 at a time, killed with the attempt",
+    },
+    Elsewhere {
         test: ("sandbox", "exactly_four_descriptors_are_open_and_can_be_opened_again"),
         what: "find any descriptor but 0 to 3",
         by: "`closed_descriptors`",

@@ -1,5 +1,6 @@
 //! What attacks aim at: files, processes and sockets of a host beside a launcher with some layers left out.
 
+use crate::host::attacker::attacker;
 use crate::host::{Ended, Host, plan};
 use crate::registry::Attack;
 use nix::pty::openpty;
@@ -9,7 +10,6 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -123,23 +123,4 @@ fn victim(account: u32) -> Child {
         .unwrap();
     assert_eq!(line, "waiting\n");
     child
-}
-
-/// The compiled attacks. Made once, by the C compiler that Rust links with, and again when the source is newer.
-fn attacker() -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks/attacker.c");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attacker");
-    let age = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
-    if age(&program).is_none_or(|made| Some(made) < age(&source)) {
-        // Under another name first: several tests may do this at the same time.
-        let fresh = program.with_extension(std::process::id().to_string());
-        let flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"];
-        let made = Command::new("cc").args(flags).arg(&fresh).arg(&source).status();
-        assert!(
-            made.is_ok_and(|status| status.success()),
-            "the attacks need a C compiler (cc) with a static C library"
-        );
-        fs::rename(fresh, &program).unwrap();
-    }
-    program
 }

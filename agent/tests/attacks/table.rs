@@ -1,5 +1,6 @@
 //! The table of attacks as it stands in the documentation, made from the registry.
 
+use crate::destinations::{DESTINATIONS, Try};
 use crate::mode_name;
 use crate::registry::{ATTACKS, Attack, Case, ELSEWHERE};
 use sally_agent::sandbox::{Layer, Profile};
@@ -38,6 +39,13 @@ fn table() -> String {
         let Attack { what, test, .. } = attack;
         let (refused, done, held) = (profiles(attack.profiles), done(attack), cases(attack.holds));
         let _ = writeln!(text, "| {what} | {refused} | {done} | {held} | `attacks::{test}` |");
+    }
+    for Try { what, test, opens, holds, unseen, .. } in DESTINATIONS {
+        let names = |layers: &[Layer]| layers.iter().map(|layer| layer.name()).collect::<Vec<_>>().join("+");
+        let done = if opens.is_empty() { format!("not shown: {unseen}") } else { names(opens) };
+        let held = holds.iter().map(|layers| names(layers)).collect::<Vec<_>>().join(", ");
+        let _ =
+            writeln!(text, "| {what} | list of destinations | {done} | {held} | `destinations::{test}` |");
     }
     for row in ELSEWHERE {
         let (file, test) = row.test;

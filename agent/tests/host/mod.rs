@@ -1,6 +1,8 @@
 //! A launcher as the tests of the sandbox start it, in each mode that this user can try, and what they ask of it.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod attacker;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sally_agent::sandbox::{
@@ -42,6 +44,12 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start(mode: Mode, args: &[&str]) -> Host {
+        Host::start_by(mode, args, |_| Vec::new()).await
+    }
+
+    /// Starts the launcher by another program, which is given all that starts it as its last arguments. It is made for a
+    /// folder that is there.
+    pub(crate) async fn start_by(mode: Mode, args: &[&str], by: impl FnOnce(&Path) -> Vec<String>) -> Host {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let state = dir.path().join("state");
@@ -52,7 +60,7 @@ impl Host {
         if mode == Mode::User && nix::unistd::geteuid().is_root() {
             chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let child = spawn(mode, &state, uid_base, args);
+        let child = spawn_by(&by(dir.path()), mode, &state, uid_base, args);
         let launcher = connect_within(&state.join("socket"), LIMIT).await.unwrap();
         Host { mode, dir, child, launcher, uid_base, runs: AtomicU32::new(0) }
     }
@@ -107,18 +115,22 @@ impl Host {
 }
 
 pub(crate) fn spawn(mode: Mode, state: &Path, uid_base: u32, args: &[&str]) -> Child {
+    spawn_by(&[], mode, state, uid_base, args)
+}
+
+fn spawn_by(by: &[String], mode: Mode, state: &Path, uid_base: u32, args: &[&str]) -> Child {
     let user = mode == Mode::User && nix::unistd::geteuid().is_root();
     let uid = if user { NOBODY } else { nix::unistd::geteuid().as_raw() }.to_string();
-    let mut words: Vec<&str> = Vec::new();
+    let mut words: Vec<String> = by.to_vec();
     let unit = std::env::var(UNIT).unwrap_or_default();
     if !unit.is_empty() {
-        words.extend([unit.as_str(), &uid]);
+        words.extend([unit, uid.clone()]);
     }
     if user {
-        words.extend(["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+        words.extend(["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"].map(String::from));
     }
-    words.push(env!("CARGO_BIN_EXE_sally-agent"));
-    let mut command = Command::new(words[0]);
+    words.push(env!("CARGO_BIN_EXE_sally-agent").to_owned());
+    let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
     let (socket, host_box, base) = (state.join("socket"), state.join("box"), uid_base.to_string());
     command.arg("launcher").arg("--state").arg(state).arg("--socket").arg(socket).arg("--box").arg(host_box);
@@ -238,6 +250,7 @@ pub(crate) fn plan(shell: &str) -> Plan {
         limits: Limits::default(),
         keep_bytes: 0,
         require: vec![],
+        destinations: None,
     }
 }
 

@@ -656,7 +656,12 @@ fn inline_result() -> ResultMessage {
         stdout: StreamEnd::inline("hi 世界\n".as_bytes(), 0),
         stderr: StreamEnd::inline(b"\xff\x00", 0),
         usage: Some(usage()),
-        sandbox: Some(SandboxReport { profile: ProfileName::default(), uid: 200_001, layers: layers() }),
+        sandbox: Some(SandboxReport {
+            profile: ProfileName::default(),
+            uid: 200_001,
+            layers: layers(),
+            network: Some(network()),
+        }),
         leftovers: 0,
     }
 }
@@ -705,6 +710,16 @@ fn failure() -> Failure {
 
 fn usage() -> Usage {
     Usage { cpu_ms: Some(3), memory_peak_bytes: Some(2_097_152), pids_peak: None }
+}
+
+fn network() -> super::record::NetworkReport {
+    super::record::NetworkReport {
+        allowed: vec!["db.example:5432".into(), "10.2.0.0/24:8000-8010".into()],
+        connections: 2,
+        refused: 1,
+        failed: 1,
+        trouble: Some("db.example:5432: Connection refused".into()),
+    }
 }
 
 fn layers() -> BTreeMap<String, LayerState> {
@@ -913,7 +928,12 @@ fn run_record() -> RunRecord {
         message: Some("exit code 7".into()),
         retry_at: Some("2026-11-21T08:00:05.000Z".into()),
         usage: Some(usage()),
-        sandbox: Some(SandboxRecord { profile: ProfileName::default(), uid: 200_001, layers: layers() }),
+        sandbox: Some(SandboxRecord {
+            profile: ProfileName::default(),
+            uid: 200_001,
+            layers: layers(),
+            network: Some(network()),
+        }),
         leftovers: 1,
     }
 }

@@ -246,6 +246,22 @@ pub enum LayerState {
     Absent,
 }
 
+/// What a run's list of destinations was used for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReport {
+    /// All that the script could connect to, as `HOST:PORT` each; empty: nothing.
+    pub allowed: Vec<String>,
+    /// Connections that were led on.
+    pub connections: u64,
+    /// Connections that were taken and reset, because only their port is listed and not their address with it.
+    pub refused: u64,
+    /// Of the connections, those that nobody answered.
+    pub failed: u64,
+    /// Why the first of them failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
 /// The sandbox part of a run's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
@@ -255,6 +271,9 @@ pub struct SandboxRecord {
     pub uid: u32,
     /// Each layer and what was found.
     pub layers: BTreeMap<String, LayerState>,
+    /// What the list of destinations was used for; absent without a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkReport>,
 }
 
 /// How bytes became text in a record.

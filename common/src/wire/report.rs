@@ -10,7 +10,7 @@ use crate::selector::Labels;
 use crate::wire::Refusal;
 use crate::wire::command::RunAttempt;
 use crate::wire::record::{
-    Artifact, Failure, LayerState, Progress, ResultError, ResultState, RunState, Usage,
+    Artifact, Failure, LayerState, NetworkReport, Progress, ResultError, ResultState, RunState, Usage,
 };
 
 /// Who reports.
@@ -225,6 +225,9 @@ pub struct SandboxReport {
     pub uid: u32,
     /// Each layer and what was found.
     pub layers: BTreeMap<String, LayerState>,
+    /// What the list of destinations was used for; absent without a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkReport>,
 }
 
 /// The head line of a piece of a stream; the bytes follow after a line feed. Chunks carry no

@@ -76,8 +76,12 @@ pub fn add_report(record: &mut RunRecord, message: &ResultMessage) -> bool {
     record.artifacts.clone_from(&message.artifacts);
     record.usage = message.usage;
     record.leftovers = message.leftovers;
-    record.sandbox =
-        message.sandbox.clone().map(|s| SandboxRecord { profile: s.profile, uid: s.uid, layers: s.layers });
+    record.sandbox = message.sandbox.clone().map(|s| SandboxRecord {
+        profile: s.profile,
+        uid: s.uid,
+        layers: s.layers,
+        network: s.network,
+    });
     let out = inline(&message.stdout);
     let err = inline(&message.stderr);
     let whole = out.is_some() && err.is_some() && message.result_stream.is_none();

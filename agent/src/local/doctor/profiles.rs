@@ -46,6 +46,7 @@ pub async fn try_all(
         widest: Profile::Admin,
         profiles_dir: profiles_dir.to_owned(),
         users: Vec::new(),
+        allow: Vec::new(),
         talks: false,
     };
     let scratch = match Scratch::start(purpose).await {
@@ -137,6 +138,7 @@ async fn run_true(
         limits: Limits::default(),
         keep_bytes: 0,
         require: Vec::new(),
+        destinations: None,
     };
     let (folder, handover) = RunFolder::create(&scratch.run_dir(number), RunInputs::default())?;
     let mut events = folder.events()?;

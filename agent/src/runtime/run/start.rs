@@ -267,6 +267,7 @@ impl Run {
             limits: sandbox::Limits { result_bytes: stream_bytes, ..config.limits },
             keep_bytes: if task.keep { config.keep.run_bytes } else { 0 },
             require,
+            destinations: None,
         })
     }
 

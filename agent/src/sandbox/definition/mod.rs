@@ -13,6 +13,7 @@ mod read;
 pub use folder::{DefinitionProblem, Definitions, PROFILES_DIR};
 
 use super::layer::Layer;
+use super::network::Destination;
 use super::plan::{Limits, Plan};
 use super::profile::Profile;
 use sally_common::name::ProfileName;
@@ -32,8 +33,8 @@ pub struct ProfileDefinition {
     pub paths: Vec<PathChange>,
     /// Device nodes besides the usual ones.
     pub devices: Vec<PathBuf>,
-    /// Destinations as `network.allow` has them.
-    pub network_allow: Vec<String>,
+    /// All that its scripts may connect to; `None`: as the base has it.
+    pub network_allow: Option<Vec<Destination>>,
     /// System calls by name that the base refuses and this one does not.
     pub allowed_calls: Vec<String>,
     /// System calls by name that the base allows and this one refuses.
@@ -129,6 +130,9 @@ impl ProfileDefinition {
     pub(super) fn apply(&self, plan: &mut Plan) {
         plan.limits = self.limits(plan.limits);
         plan.require.extend(self.require.iter().copied());
+        if let Some(list) = &self.network_allow {
+            plan.destinations = Some(list.clone());
+        }
     }
 
     /// Those limits with the definition's own in their place.
@@ -149,7 +153,7 @@ impl ProfileDefinition {
     pub(super) fn changes_isolation(&self) -> bool {
         !(self.paths.is_empty()
             && self.devices.is_empty()
-            && self.network_allow.is_empty()
+            && self.network_allow.is_none()
             && self.allowed_calls.is_empty()
             && self.refused_calls.is_empty())
     }

@@ -3,6 +3,7 @@
 
 use super::{Access, PathChange, ProfileDefinition, Rates};
 use crate::sandbox::layer::Layer;
+use crate::sandbox::network::{self, Destination};
 use crate::sandbox::plan::Limits;
 use crate::sandbox::profile::Profile;
 use crate::sandbox::seccomp;
@@ -56,7 +57,7 @@ impl Reader {
         self.no_more("files.", &files, "read, write and hide");
         paths.sort();
         let mut network = self.table(table, "network");
-        let network_allow = self.texts(&mut network, "allow", "network.allow");
+        let network_allow = network.contains_key("allow").then(|| self.destinations(&mut network));
         self.no_more("network.", &network, "allow");
         let mut calls = self.table(table, "system_calls");
         let allowed_calls = self.calls(&mut calls, "allow", seccomp::may_be_allowed);
@@ -198,6 +199,18 @@ impl Reader {
         Some(path.to_owned())
     }
 
+    fn destinations(&mut self, table: &mut Table) -> Vec<Destination> {
+        const KEY: &str = "network.allow";
+        let mut list = Vec::new();
+        for text in self.texts(table, "allow", KEY) {
+            match text.parse::<Destination>() {
+                Ok(destination) => list.push(destination),
+                Err(problem) => self.note(KEY, shown(&Value::String(text)), &problem),
+            }
+        }
+        list
+    }
+
     fn devices(&mut self, table: &mut Table) -> Vec<PathBuf> {
         let mut devices = Vec::new();
         for text in self.texts(table, "devices", "devices") {
@@ -275,13 +288,10 @@ impl Reader {
             self.note("base", "\"admin\"", expected);
             return;
         }
-        if !definition.network_allow.is_empty() {
-            let list = definition.network_allow.join("\", \"");
-            self.note(
-                "network.allow",
-                format!("[\"{list}\"]"),
-                "no such key: this program cannot hold a script to a list of destinations",
-            );
+        if let Some(Err(problem)) = definition.network_allow.as_deref().map(network::check) {
+            let list = definition.network_allow.iter().flatten().map(ToString::to_string);
+            let list = list.collect::<Vec<_>>().join("\", \"");
+            self.note("network.allow", format!("[\"{list}\"]"), &problem);
         }
         for change in &definition.paths {
             let under = |access: Access| {

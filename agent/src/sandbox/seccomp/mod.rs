@@ -84,12 +84,23 @@ const TERMINAL_REQUESTS: [(u32, &str); 3] = [
 /// The bits of a socket's type that are not flags.
 const SOCKET_KIND: u32 = 0xf;
 
+/// The families of the internet.
+const INTERNET: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+
+/// A kind of socket that the C library does not name everywhere.
+const SOCK_DCCP: u32 = 6;
+
 /// The old way to a packet socket.
 const SOCK_PACKET: u32 = 10;
 
 impl Filters {
     /// Compiles the filters of a profile for this architecture, with what its definition changes, if it has one.
-    pub(super) fn new(profile: Profile, changes: Option<&ProfileDefinition>) -> Result<Self, StepError> {
+    /// `listed`: with a list of destinations in place of the profile's network.
+    pub(super) fn new(
+        profile: Profile,
+        listed: bool,
+        changes: Option<&ProfileDefinition>,
+    ) -> Result<Self, StepError> {
         let every = |lines| calls::numbers(lines).map(|number| (number, vec![]));
         let named =
             |names: &[String]| -> Vec<i64> { names.iter().filter_map(|name| calls::number(name)).collect() };
@@ -98,10 +109,10 @@ impl Filters {
         let any = |numbers: &[i64]| numbers.iter().map(|number| (*number, vec![])).collect::<Rules>();
         let allowed: Rules = every(ALLOWED).chain(every(BEFORE_THE_SCRIPT)).chain(any(&more)).collect();
         let mut refused: Rules = every(REFUSED).filter(|(number, _)| !more.contains(number)).collect();
-        add_limits(&mut refused, &limits(profile)).map_err(compile_error)?;
+        add_limits(&mut refused, &limits(profile, listed)).map_err(compile_error)?;
         // Those that a definition refuses come last: keeper, init and stage may need them.
         let mut last: Rules = every(BEFORE_THE_SCRIPT).collect();
-        add_limits(&mut last, &last_limits()).map_err(compile_error)?;
+        add_limits(&mut last, &last_limits(profile, listed)).map_err(compile_error)?;
         last.extend(any(&less));
         let not_permitted = SeccompAction::Errno(libc::EPERM as u32);
         let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -126,8 +137,8 @@ impl Filters {
 }
 
 /// Calls that are refused by their arguments, for the life of a keeper.
-fn limits(profile: Profile) -> Vec<Limit> {
-    let mut limits = socket_limits(profile);
+fn limits(profile: Profile, listed: bool) -> Vec<Limit> {
+    let mut limits = socket_limits(profile, listed);
     for (request, why) in TERMINAL_REQUESTS {
         limits.push(Limit {
             name: "ioctl",
@@ -160,9 +171,9 @@ fn limits(profile: Profile) -> Vec<Limit> {
 }
 
 /// The families of sockets that a profile has, with a name for people.
-pub(super) fn families(profile: Profile) -> Vec<(i32, &'static str)> {
+pub(super) fn families(profile: Profile, listed: bool) -> Vec<(i32, &'static str)> {
     let mut families = vec![(libc::AF_UNIX, "unix")];
-    if profile > Profile::Strict {
+    if profile > Profile::Strict || listed {
         families.extend([(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")]);
     }
     if profile > Profile::Net {
@@ -172,18 +183,25 @@ pub(super) fn families(profile: Profile) -> Vec<(i32, &'static str)> {
 }
 
 /// Sockets: the families of the profile, and nothing raw.
-fn socket_limits(profile: Profile) -> Vec<Limit> {
-    let families: Vec<i32> = families(profile).into_iter().map(|(family, _)| family).collect();
+fn socket_limits(profile: Profile, listed: bool) -> Vec<Limit> {
+    let mut families: Vec<i32> = families(profile, listed).into_iter().map(|(family, _)| family).collect();
+    let for_the_script = families.len();
+    if listed && !families.contains(&libc::AF_NETLINK) {
+        families.push(libc::AF_NETLINK); // The stage makes routes; `last_limits` takes it away.
+    }
     let other = families.iter().map(|family| is(0, Is::NotEqual(*family as u32))).collect();
     let limit = |when, why| Limit { name: "socket", call: libc::SYS_socket, when, why };
     let mut limits = vec![limit(other, "families that the profile does not name")];
-    for family in families.iter().filter(|family| [libc::AF_INET, libc::AF_INET6].contains(family)) {
+    for family in families.iter().filter(|family| INTERNET.contains(family)) {
         for (kind, why) in [(libc::SOCK_RAW as u32, "raw IP"), (SOCK_PACKET, "raw packets")] {
             let kind = is(1, Is::Masked(SOCKET_KIND, kind));
             limits.push(limit(vec![is(0, Is::Equal(*family as u32)), kind], why));
         }
     }
-    if profile > Profile::Net {
+    if listed {
+        limits.extend(only_tcp());
+    }
+    if profile > Profile::Net || families.len() > for_the_script {
         // What `ip` and `ss` ask; the other protocols are drivers, firewalls, audit.
         let protocols = [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG];
         let mut when = vec![is(0, Is::Equal(libc::AF_NETLINK as u32))];
@@ -199,13 +217,40 @@ fn socket_limits(profile: Profile) -> Vec<Limit> {
     limits
 }
 
+/// Of the internet's sockets TCP alone: the way out carries nothing else, and landlock rules nothing else.
+fn only_tcp() -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let limit = |when, why| Limit { name: "socket", call: libc::SYS_socket, when, why };
+    for family in INTERNET {
+        let family = is(0, Is::Equal(family as u32));
+        for (kind, why) in [
+            (libc::SOCK_DGRAM as u32, "datagrams (UDP), which no list of destinations names"),
+            (libc::SOCK_RDM as u32, "reliable datagrams"),
+            (libc::SOCK_SEQPACKET as u32, "packets in order (SCTP)"),
+            (SOCK_DCCP, "DCCP"),
+        ] {
+            limits.push(limit(vec![family.clone(), is(1, Is::Masked(SOCKET_KIND, kind))], why));
+        }
+        let protocols = [0, libc::IPPROTO_TCP].map(|protocol| is(2, Is::NotEqual(protocol as u32)));
+        let why = "streams that are not TCP (MPTCP, SCTP)";
+        limits.push(limit([vec![family], protocols.to_vec()].concat(), why));
+    }
+    limits
+}
+
 /// Calls that are refused by their arguments once keeper and init have done with them.
-fn last_limits() -> Vec<Limit> {
+fn last_limits(profile: Profile, listed: bool) -> Vec<Limit> {
     let limit = |(flag, why): (i32, &'static str)| {
         let when = vec![is(0, Is::Masked(flag as u32, flag as u32))];
         Limit { name: "clone", call: libc::SYS_clone, when, why }
     };
-    NAMESPACE_FLAGS.map(limit).to_vec()
+    let mut limits = NAMESPACE_FLAGS.map(limit).to_vec();
+    if listed && profile <= Profile::Net {
+        let when = vec![is(0, Is::Equal(libc::AF_NETLINK as u32))];
+        let why = "netlink, by which the list of destinations was put in place";
+        limits.push(Limit { name: "socket", call: libc::SYS_socket, when, why });
+    }
+    limits
 }
 
 fn is(number: u8, is: Is) -> Argument {
@@ -273,13 +318,14 @@ pub(super) fn may_be_refused(name: &str) -> Result<(), String> {
 /// Says as text which system calls a script may make under a profile, each line with its reason: the same on
 /// every architecture.
 pub fn table(profile: Profile) -> String {
-    table_with(profile, None)
+    table_with(profile, false, None)
 }
 
 /// The same with what a definition changes.
-pub(super) fn table_with(profile: Profile, changes: Option<&ProfileDefinition>) -> String {
+pub(super) fn table_with(profile: Profile, listed: bool, changes: Option<&ProfileDefinition>) -> String {
+    let with = if listed { " with a list of destinations" } else { "" };
     let mut text = format!(
-        "System calls of a script in profile {profile}. What does not stand here does not exist (ENOSYS).\n"
+        "System calls of a script in profile {profile}{with}. What does not stand here does not exist (ENOSYS).\n"
     );
     let (more, less) = changes.map(|c| (&c.allowed_calls[..], &c.refused_calls[..])).unwrap_or_default();
     let mut table = |title: &str, lines: &[Line]| {
@@ -305,7 +351,7 @@ pub(super) fn table_with(profile: Profile, changes: Option<&ProfileDefinition>) 
         }
     }
     let _ = writeln!(text, "\nrefused, EPERM: by argument");
-    for limit in limits(profile).iter().chain(&last_limits()) {
+    for limit in limits(profile, listed).iter().chain(&last_limits(profile, listed)) {
         if limit.name == "mknod" {
             continue; // On x86_64 alone, and limited as mknodat is.
         }

@@ -68,7 +68,7 @@ fn decide(programs: &[&BpfProgram], arch: u32, number: i64, args: [u64; 6]) -> A
 }
 
 fn script(profile: Profile, number: i64, args: [u64; 6]) -> Answer {
-    let filters = Filters::new(profile, None).unwrap();
+    let filters = Filters::new(profile, false, None).unwrap();
     decide(&[&filters.allowed, &filters.refused, &filters.last], ARCH, number, args)
 }
 
@@ -78,7 +78,7 @@ const ENOSYS: Answer = Answer::Errno(libc::ENOSYS);
 #[test]
 fn every_number_is_answered_as_the_table_says() {
     for profile in Profile::ALL {
-        let filters = Filters::new(profile, None).unwrap();
+        let filters = Filters::new(profile, false, None).unwrap();
         let all = [&filters.allowed, &filters.refused, &filters.last];
         let refused: Vec<i64> = calls::numbers(REFUSED).chain(calls::numbers(BEFORE_THE_SCRIPT)).collect();
         let allowed: Vec<i64> = calls::numbers(ALLOWED).collect();
@@ -111,7 +111,7 @@ fn no_call_stands_twice() {
 
 #[test]
 fn keepers_can_do_what_they_must_and_no_more() {
-    let filters = Filters::new(Profile::Strict, None).unwrap();
+    let filters = Filters::new(Profile::Strict, false, None).unwrap();
     let keeper = |number, args| decide(&[&filters.allowed, &filters.refused], ARCH, number, args);
     assert_eq!(keeper(libc::SYS_mount, [0; 6]), Answer::Allow);
     assert_eq!(keeper(libc::SYS_clone, [libc::CLONE_NEWPID as u64, 0, 0, 0, 0, 0]), Answer::Allow);
@@ -160,6 +160,37 @@ fn sockets_are_those_of_the_profile() {
     assert_eq!(route(Host, libc::NETLINK_ROUTE), Answer::Allow);
     assert_eq!(route(Host, libc::NETLINK_SOCK_DIAG), Answer::Allow);
     assert_eq!(route(Host, libc::NETLINK_NETFILTER), EPERM);
+}
+
+#[test]
+fn with_a_list_the_internet_is_tcp_alone() {
+    use Profile::{Host, Net, Strict};
+    for profile in Profile::ALL {
+        let filters = Filters::new(profile, true, None).unwrap();
+        let socket = |all: &[&BpfProgram], family: i32, kind: i32, protocol: i32| {
+            decide(all, ARCH, libc::SYS_socket, [family as u64, kind as u64, protocol as u64, 0, 0, 0])
+        };
+        let script = [&filters.allowed, &filters.refused, &filters.last];
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let stream = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+            assert_eq!(socket(&script, family, stream, 0), Answer::Allow);
+            assert_eq!(socket(&script, family, stream, libc::IPPROTO_TCP), Answer::Allow);
+            // MPTCP, SCTP.
+            for protocol in [262, 132, 17] {
+                assert_eq!(socket(&script, family, stream, protocol), EPERM, "{protocol}");
+            }
+            for kind in [2, 3, 4, 5, 6, 10] {
+                assert_eq!(socket(&script, family, kind | libc::SOCK_CLOEXEC, 0), EPERM, "{kind}");
+            }
+        }
+        assert_eq!(socket(&script, libc::AF_UNIX, libc::SOCK_DGRAM, 0), Answer::Allow);
+        let route = |all: &[&BpfProgram]| socket(all, libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        assert_eq!(route(&script[..2]), Answer::Allow, "the stage of {profile}");
+        assert_eq!(route(&script), if profile == Host { Answer::Allow } else { EPERM }, "{profile}");
+        assert_eq!(socket(&script[..2], libc::AF_NETLINK, libc::SOCK_RAW, 12), EPERM);
+    }
+    assert_ne!((Net, table_with(Net, true, None)), (Strict, table_with(Strict, true, None)));
+    assert!(table_with(Strict, true, None).contains("datagrams"));
 }
 
 #[test]
