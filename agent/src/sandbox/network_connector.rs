@@ -303,12 +303,12 @@ impl<'a> Work<'a> {
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"sally-relay");
-                let Err(why) = network_relay::run(stream, &target) else { sys::exit_now(0) };
-                if let Some(words) = words {
-                    let cut: String = why.chars().take(TROUBLE_MAX).collect();
-                    let _ = wire::send_bytes(words, cut.as_bytes(), &[], MsgFlags::MSG_DONTWAIT);
-                }
-                sys::exit_now(1)
+                let Err(why) = network_relay::run(&stream, &target) else { sys::exit_now(0) };
+                // Said while the connection is still open: once the script sees its end, it is counted.
+                let cut: String = why.chars().take(TROUBLE_MAX).collect();
+                let said = words
+                    .map(|words| wire::send_bytes(words, cut.as_bytes(), &[], MsgFlags::MSG_DONTWAIT).is_ok());
+                sys::exit_now(if said == Some(true) { 0 } else { 1 })
             }
             Ok(Fork::Parent(relay)) => self.relays.push(relay),
             Err(errno) => {
@@ -346,6 +346,7 @@ impl<'a> Work<'a> {
         let Some((reader, _)) = &self.words else { return };
         while let Ok(Some((bytes, _))) = wire::receive_bytes(reader.as_fd(), MsgFlags::MSG_DONTWAIT) {
             let said = String::from_utf8_lossy(&bytes).into_owned();
+            self.used.failed += 1;
             self.used.trouble.get_or_insert(said);
         }
     }

@@ -24,14 +24,14 @@ const ADDRESSES_MAX: usize = 4;
 /// Bytes on their way in one direction.
 const BUFFER: usize = 64 * 1024;
 
-/// Connects and carries. The error says, in words, why nothing came of it; then the script's end was reset.
-pub(super) fn run(inside: TcpStream, target: &Target) -> Result<(), String> {
+/// Connects and carries. The error says, in words, why nothing came of it; then the script's end is reset when it is closed.
+pub(super) fn run(inside: &TcpStream, target: &Target) -> Result<(), String> {
     alarm::set(WHOLE_LIMIT);
     let reached = reach(target);
     alarm::cancel();
-    let outside = reached.inspect_err(|_| reset(&inside))?;
+    let outside = reached.inspect_err(|_| reset(inside))?;
     // How it ends from here on is between the two.
-    let _ = carry(&inside, &outside);
+    let _ = carry(inside, &outside);
     Ok(())
 }
 
