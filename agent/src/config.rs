@@ -233,12 +233,19 @@ fn check(read: &mut Read) -> Option<Config> {
     let prefix = prefix.map_err(|e| note("prefix", e.to_string())).ok();
     let key = SigningKey::read(&files.key).map_err(|e| note("key", e.to_string())).ok();
     let trust = read_trust(&files.trust).map_err(|e| note("trust", e)).ok();
-    let profiles = profiles(written, &mut note);
+    let (profiles, mut wrong) = profiles(written);
     if socket.is_none() {
-        check_definitions(&profiles, &profiles_dir, &mut note);
+        wrong.extend(check_definitions(&profiles, &profiles_dir, &mut note));
     }
-    for user in written.users.iter().filter(|user| !is_account_name(user)) {
-        note("users", format!("\"{}\" cannot be the name of an account", sally_common::name::show(user)));
+    if !wrong.is_empty() {
+        // A key has one place for what is wrong with it.
+        note("profiles", wrong.join("; "));
+    }
+    let odd: Vec<_> = written.users.iter().filter(|user| !is_account_name(user)).collect();
+    if !odd.is_empty() {
+        let shown: Vec<_> =
+            odd.iter().map(|user| format!("\"{}\"", sally_common::name::show(user))).collect();
+        note("users", format!("{} cannot be the name of an account", shown.join(", ")));
     }
     let keep = check_keep(&written.keep, &mut note);
     let storage = check_storage(&written.storage).map_err(|(key, e)| note(key, e)).ok();
@@ -275,12 +282,17 @@ fn check(read: &mut Read) -> Option<Config> {
 
 /// The definitions that are allowed must be there and good. A launcher that somebody else starts has its own, which this
 /// account may not be allowed to read.
-fn check_definitions(profiles: &[ProfileName], dir: &Path, note: &mut impl FnMut(&str, String)) {
+fn check_definitions(
+    profiles: &[ProfileName],
+    dir: &Path,
+    note: &mut impl FnMut(&str, String),
+) -> Vec<String> {
     let definitions = Definitions::read(dir);
-    definitions.problems.iter().for_each(|problem| note("profiles_dir", problem.clone()));
-    for name in profiles.iter().filter(|name| !name.is_built_in()) {
-        let _ = definitions.get(name).map_err(|problem| note("profiles", problem));
+    if !definitions.problems.is_empty() {
+        note("profiles_dir", definitions.problems.join("; "));
     }
+    let named = profiles.iter().filter(|name| !name.is_built_in());
+    named.filter_map(|name| definitions.get(name).err()).collect()
 }
 
 fn check_keep(written: &WrittenKeep, note: &mut impl FnMut(&str, String)) -> KeepBounds {
@@ -347,7 +359,10 @@ pub fn script_policy(path: &Path) -> Result<ScriptPolicy, ConfigError> {
     let mut note = |key: &str, problem: String| layers.note(key, problem);
     let name = Agent::new(&written.name).map_err(|e| note("name", e.to_string())).ok();
     let zone = Zone::new(&written.zone).map_err(|e| note("zone", e.to_string())).ok();
-    let profiles = profiles(written, &mut note);
+    let (profiles, wrong) = profiles(written);
+    if !wrong.is_empty() {
+        note("profiles", wrong.join("; "));
+    }
     let limits = limits(&written.limits, &mut note);
     match (name, zone) {
         (Some(name), Some(zone)) if read.layers.problems.is_empty() => Ok(ScriptPolicy {
@@ -399,7 +414,8 @@ pub fn check_text(text: &str) -> Result<(Limits, Vec<ProfileName>), Vec<String>>
     let written: Written = toml::from_str(text).map_err(|e| vec![e.to_string()])?;
     let mut problems = Vec::new();
     let mut note = |key: &str, problem: String| problems.push(format!("{key}: {problem}"));
-    let profiles = profiles(&written, &mut note);
+    let (profiles, wrong) = profiles(&written);
+    wrong.into_iter().for_each(|problem| note("profiles", problem));
     let limits = limits(&written.limits, &mut note);
     if let Err((key, problem)) = check_storage(&written.storage) {
         note(key, problem);
@@ -407,14 +423,17 @@ pub fn check_text(text: &str) -> Result<(Limits, Vec<ProfileName>), Vec<String>>
     if problems.is_empty() { Ok((limits, profiles)) } else { Err(problems) }
 }
 
-fn profiles(written: &Written, note: &mut impl FnMut(&str, String)) -> Vec<ProfileName> {
-    match &written.profiles {
-        None => vec![ProfileName::default()],
-        Some(words) => words
-            .iter()
-            .filter_map(|word| ProfileName::new(word).map_err(|e| note("profiles", e.to_string())).ok())
-            .collect(),
+/// The names that are allowed, and what is wrong with the others.
+fn profiles(written: &Written) -> (Vec<ProfileName>, Vec<String>) {
+    let Some(words) = &written.profiles else { return (vec![ProfileName::default()], Vec::new()) };
+    let (mut names, mut wrong) = (Vec::new(), Vec::new());
+    for word in words {
+        match ProfileName::new(word) {
+            Ok(name) => names.push(name),
+            Err(error) => wrong.push(error.to_string()),
+        }
     }
+    (names, wrong)
 }
 
 /// The state folder that a configuration names. Reads no keys, so anyone may who may read the file. Other keys may be
