@@ -68,7 +68,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_submitted() {
         (&["nonsense"], &["nonsense"]),
         (&["run", "-a", "local-1", hi, "--timeout", "banana"], &["banana", "30s"]),
         (&["run", "-a", "local-1", hi, "--timeout", "0s"], &["0s"]),
-        (&["run", "-a", "local-1", hi, "--profile", "root"], &["root", "strict"]),
+        (&["run", "-a", "local-1", hi, "--profile", "Root!"], &["Root!", "1 to 63"]),
         (&["run", "-a", "local-1", hi, "-o", "xml"], &["xml", "jsonl"]),
         (&["run", "-a", "local-1", hi, "--encoding", "klingon"], &["klingon", "gb18030"]),
         (&["run", "-a", "local-1", hi, "-p", "a:=nope"], &["-p a:=", "not JSON"]),

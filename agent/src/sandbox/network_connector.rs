@@ -306,8 +306,9 @@ impl<'a> Work<'a> {
                 let Err(why) = network_relay::run(&stream, &target) else { sys::exit_now(0) };
                 // Said while the connection is still open: once the script sees its end, it is counted.
                 let cut: String = why.chars().take(TROUBLE_MAX).collect();
-                let said = words
-                    .map(|words| wire::send_bytes(words, cut.as_bytes(), &[], MsgFlags::MSG_DONTWAIT).is_ok());
+                let said = words.map(|words| {
+                    wire::send_bytes(words, cut.as_bytes(), &[], MsgFlags::MSG_DONTWAIT).is_ok()
+                });
                 sys::exit_now(if said == Some(true) { 0 } else { 1 })
             }
             Ok(Fork::Parent(relay)) => self.relays.push(relay),
