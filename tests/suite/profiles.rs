@@ -186,7 +186,7 @@ fn the_work_folder_of_a_failed_run_is_kept_where_its_message_says() {
     let id = first(&record)["run"].as_str().unwrap();
     assert_eq!(
         (list["kept"].as_array().unwrap().len(), &list["kept"][0]["run"]),
-        (1, &format!("{id}.1").into())
+        (2, &format!("{id}.1").into())
     );
     assert_eq!(list["kept"][0]["path"], archive.as_str());
     assert!(kept(&["rm", "nothing-0"]).expect(1).stderr.contains("no work folder is kept of run nothing-0"));
