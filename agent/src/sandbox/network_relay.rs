@@ -231,11 +231,12 @@ mod tests {
         let nobody = listener.local_addr().unwrap();
         drop(listener);
         let (mut script, inside) = pair();
-        let why = run(inside, &Target::Address(nobody)).unwrap_err();
+        let why = run(&inside, &Target::Address(nobody)).unwrap_err();
         assert!(why.contains(&nobody.to_string()) && why.contains("refused"), "{why}");
+        drop(inside);
         assert_eq!(script.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let (_script, inside) = pair();
-        let why = run(inside, &Target::Name("localhost".into(), 9)).unwrap_err();
+        let why = run(&inside, &Target::Name("localhost".into(), 9)).unwrap_err();
         assert!(why.contains("where no name may lead"), "{why}");
     }
 }
