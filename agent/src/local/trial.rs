@@ -38,7 +38,7 @@ pub struct TestArgs {
     #[arg(long, value_name = "PROFILE", default_value = "strict")]
     pub profile: ProfileName,
     /// Let it connect to this and to nothing else, in place of the profile's network: HOST:PORT, ADDRESS:PORT or
-    /// NETWORK:PORT, as db.example:5432, 10.2.0.0/24:8000-8010, [2001:db8::7]:443, *:443; repeatable
+    /// NETWORK:PORT, as db.example:5432, 10.2.0.0/24:8000-8010, *:443; repeatable
     #[arg(long, value_name = "HOST:PORT")]
     pub allow: Vec<Destination>,
     /// Folder of the operator's profiles [default: that of the configuration, else /etc/sally/profiles.d]
