@@ -297,9 +297,11 @@ fn check_definitions(
 
 fn check_keep(written: &WrittenKeep, note: &mut impl FnMut(&str, String)) -> KeepBounds {
     let default = KeepBounds::default();
+    let max_bytes = written.max_bytes.unwrap_or(default.max_bytes);
     let bounds = KeepBounds {
-        max_bytes: written.max_bytes.unwrap_or(default.max_bytes),
-        run_bytes: written.run_bytes.unwrap_or(default.run_bytes),
+        max_bytes,
+        // Whoever wants less of all wants less of each: only what was written can be wrong.
+        run_bytes: written.run_bytes.unwrap_or(default.run_bytes.min(max_bytes)),
         max_age_ms: written
             .max_age_days
             .map_or(default.max_age_ms, |days| i64::from(days) * 24 * 3600 * 1000),

@@ -131,7 +131,8 @@ impl Agent {
     fn sweep_kept(&mut self) {
         if self.swept.elapsed() > SWEEP_EVERY {
             self.swept = Instant::now();
-            let (dir, bounds) = (self.shared.config.state_dir.clone(), self.shared.config.keep);
+            let config = self.shared.policy();
+            let (dir, bounds) = (config.state_dir.clone(), config.keep);
             // Nobody needs its end; that of the runtime waits for it.
             drop(tokio::task::spawn_blocking(move || kept::sweep(&dir, &bounds)));
         }

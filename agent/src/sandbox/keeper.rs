@@ -101,13 +101,12 @@ impl Setup {
         self.broken.contains(&layer) || (self.profile == Profile::Admin && ADMIN_IS_WITHOUT.contains(&layer))
     }
 
-    /// Reads a plan as it is carried out here: with what the operator's profile sets.
-    pub(super) fn read_plan(&self, bytes: &[u8]) -> Result<Plan, String> {
-        let mut plan = Plan::parse(bytes)?;
+    /// A plan as it is carried out here: with what the operator's profile sets.
+    pub(super) fn adapt(&self, mut plan: Plan) -> Plan {
         if let Some(definition) = &self.definition {
             definition.apply(&mut plan);
         }
-        Ok(plan)
+        plan
     }
 
     /// Whether attempts have a network of their own with destinations in it. Without the layer, for tests, they have the
@@ -333,7 +332,7 @@ impl Keeper {
         let asked = Plan::parse(bytes)?;
         self.setup.policy.check(&asked)?;
         // What the operator's profile sets is the launcher's own, and within no policy but its limits.
-        let plan = self.setup.read_plan(bytes)?;
+        let plan = self.setup.adapt(asked);
         plan.limits.check_within(&self.setup.policy.ceiling)?;
         let Shape { profile, defined, user, .. } = &self.setup.shape;
         if (plan.profile, &plan.defined, &plan.user) != (*profile, defined, user) {

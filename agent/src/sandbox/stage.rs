@@ -110,7 +110,8 @@ impl Stage<'_> {
         socket: &mut Socket,
     ) -> Result<Word, StepError> {
         // The keeper has checked the plan; this is the same code on the same bytes.
-        let plan = self.setup.read_plan(bytes).map_err(|message| StepError::other("plan", message))?;
+        let plan = Plan::parse(bytes).map_err(|message| StepError::other("plan", message))?;
+        let plan = self.setup.adapt(plan);
         let fds = StageFds::from_list(fds).ok_or_else(|| StepError::other("plan", "descriptors missing"))?;
         self.fill_box(&plan, &fds)?;
         let destinations = plan.destinations.as_deref().unwrap_or_default();

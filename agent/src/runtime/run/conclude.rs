@@ -75,7 +75,7 @@ impl Run {
     /// Keeps the work folder of a run that did not succeed, if its task asked for it, and says where, or why not.
     async fn keep_folder(&self, ending: &mut Ending, record: &ExitRecord, folder: &RunFolder) {
         let Some(kept) = record.kept.clone().filter(|_| ending.state != RunState::Succeeded) else { return };
-        let (config, source) = (&self.shared.config, folder.artifacts_path());
+        let (config, source) = (self.shared.policy(), folder.artifacts_path());
         let (state_dir, bounds) = (config.state_dir.clone(), config.keep);
         let run = format!("{}.{}", self.note.run, self.note.attempt);
         let free = heartbeat::disk_free(&state_dir);

@@ -217,6 +217,11 @@ impl Run {
     fn plan(&self, admitted: &Admitted, program: sandbox::Program, shape: Shape) -> Result<Plan, Stop> {
         let task = &admitted.order.task;
         let config = self.shared.policy();
+        if task.keep && config.keep.run_bytes == 0 {
+            let message =
+                "this agent keeps no work folders ([keep] in agent.toml): leave out --keep".to_owned();
+            return Err(Stop::Refused(Refusal::Policy, message));
+        }
         let paths = self.shared.launcher.box_paths(shape.profile);
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let pairs = |map: &std::collections::BTreeMap<String, String>| {
