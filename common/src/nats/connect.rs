@@ -25,8 +25,10 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SUBSCRIPTION_CAPACITY: usize = 4096;
 /// Commands held for the connection; a sender waits beyond it.
 pub const SENDER_CAPACITY: usize = 2048;
-/// The longest pause between two tries to reconnect.
+/// The longest pause between two tries to reconnect, of those that are many.
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The same of controllers: they are few, and everybody else waits for one.
+pub const CONTROLLER_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The first pause; it doubles with each failed try.
 const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 
@@ -43,6 +45,8 @@ pub struct ConnectSettings {
     pub inbox_prefix: Option<String>,
     /// For long-lived services: succeed at once and connect when the broker is there. Off: the first try decides.
     pub retry_on_initial_connect: bool,
+    /// The longest pause between two tries to reconnect.
+    pub pause_max: Duration,
     /// Own messages are not delivered to this connection's subscriptions.
     pub no_echo: bool,
     /// A file of certificates to trust besides the system's.
@@ -60,6 +64,7 @@ impl ConnectSettings {
             name: name.into(),
             inbox_prefix: None,
             retry_on_initial_connect: false,
+            pause_max: RECONNECT_PAUSE_MAX,
             no_echo: false,
             ca_file: None,
             tls_first: false,
@@ -226,7 +231,7 @@ fn options(
     known: Arc<OnceLock<Client>>,
 ) -> ConnectOptions {
     let creds = settings.creds.clone();
-    let tried = AtomicBool::new(false);
+    let (tried, pause_max) = (AtomicBool::new(false), settings.pause_max);
     let mut options = ConnectOptions::with_auth_callback(move |nonce| {
         let auth = answer(&creds, &nonce);
         async move { auth }
@@ -240,7 +245,7 @@ fn options(
     .max_reconnects(None)
     .reconnect_delay_callback(move |attempt| {
         // The client asks for a pause before the very first try as well: that one is not waited for.
-        if tried.swap(true, Ordering::Relaxed) { pause(attempt, random()) } else { Duration::ZERO }
+        if tried.swap(true, Ordering::Relaxed) { pause(attempt, pause_max, random()) } else { Duration::ZERO }
     })
     .event_callback(move |event| {
         let event = translate(event);
@@ -278,11 +283,11 @@ fn answer(creds: &std::path::Path, nonce: &[u8]) -> Result<Auth, AuthError> {
     Ok(auth)
 }
 
-/// The pause before a try: it doubles from 50 ms to 5 s, and half of it is chance, so that many agents that lost one
+/// The pause before a try: it doubles from 50 ms to the longest, and half of it is chance, so that many agents that lost one
 /// broker at one moment do not come back at one moment.
-fn pause(attempt: usize, random: u32) -> Duration {
+fn pause(attempt: usize, longest: Duration, random: u32) -> Duration {
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
-    let whole = RECONNECT_PAUSE_MIN.saturating_mul(1 << doublings).min(RECONNECT_PAUSE_MAX);
+    let whole = RECONNECT_PAUSE_MIN.saturating_mul(1 << doublings).min(longest);
     whole / 2 + (whole / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
@@ -407,12 +412,14 @@ mod tests {
 
     #[test]
     fn pauses_grow_are_bounded_and_spread() {
+        let pause = |attempt, random| pause(attempt, RECONNECT_PAUSE_MAX, random);
         assert!(pause(1, 0) >= Duration::from_millis(25) && pause(1, u32::MAX) <= Duration::from_millis(50));
         assert!(pause(3, 0) > pause(1, u32::MAX));
         for attempt in [7, 20, 1000, usize::MAX] {
             assert!(pause(attempt, u32::MAX) <= RECONNECT_PAUSE_MAX);
         }
         assert!(pause(9, 0) < pause(9, u32::MAX / 2));
+        assert!(super::pause(usize::MAX, CONTROLLER_PAUSE_MAX, u32::MAX) <= CONTROLLER_PAUSE_MAX);
     }
 
     #[tokio::test(flavor = "current_thread")]
