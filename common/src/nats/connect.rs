@@ -27,8 +27,8 @@ pub const SUBSCRIPTION_CAPACITY: usize = 4096;
 pub const SENDER_CAPACITY: usize = 2048;
 /// The longest pause between two tries to reconnect, of those that are many.
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The same of controllers: they are few, and everybody else waits for one.
-pub const CONTROLLER_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// The same of controllers, for whom everybody waits, and of callers, at which a person waits: they are few.
+pub const PROMPT_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The first pause; it doubles with each failed try.
 const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 
@@ -419,7 +419,7 @@ mod tests {
             assert!(pause(attempt, u32::MAX) <= RECONNECT_PAUSE_MAX);
         }
         assert!(pause(9, 0) < pause(9, u32::MAX / 2));
-        assert!(super::pause(usize::MAX, CONTROLLER_PAUSE_MAX, u32::MAX) <= CONTROLLER_PAUSE_MAX);
+        assert!(super::pause(usize::MAX, PROMPT_PAUSE_MAX, u32::MAX) <= PROMPT_PAUSE_MAX);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -158,6 +158,7 @@ impl Client {
         settings.inbox_prefix = Some(context.inbox.clone());
         settings.ca_file = context.ca_file.clone();
         settings.tls_first = context.tls_first;
+        settings.pause_max = connect::PROMPT_PAUSE_MAX;
         let trouble: Arc<Mutex<Option<String>>> = Arc::default();
         let holes = Arc::new(watching::channel(0).0);
         let (heard, counted) = (trouble.clone(), holes.clone());

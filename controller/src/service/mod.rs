@@ -35,7 +35,7 @@ use futures_util::StreamExt as _;
 use sally_common::id::{LastJobId, Nonce};
 use sally_common::key::SigningKey;
 use sally_common::nats::accounts::CONTROLLER_INBOX;
-use sally_common::nats::connect::{CONTROLLER_PAUSE_MAX, ConnectSettings, connect};
+use sally_common::nats::connect::{ConnectSettings, PROMPT_PAUSE_MAX, connect};
 use sally_common::notify::{self, Watchdog};
 use sally_common::subject::{Channel, Prefix};
 use sally_common::trust::TrustList;
@@ -156,7 +156,7 @@ pub async fn run(
     let mut connection = ConnectSettings::new(&settings.url, &settings.creds, "controller");
     connection.inbox_prefix = Some(CONTROLLER_INBOX.to_owned());
     connection.retry_on_initial_connect = true;
-    connection.pause_max = CONTROLLER_PAUSE_MAX;
+    connection.pause_max = PROMPT_PAUSE_MAX;
     connection.ca_file.clone_from(&settings.ca_file);
     let (connected, reconnected) = watch::channel(0u64);
     let client = connect(&connection, move |event| {
