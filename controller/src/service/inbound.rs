@@ -475,22 +475,25 @@ async fn presence(
     goodbye: bool,
     now: i64,
 ) -> Verdict {
-    let verdict = {
+    let (were_two, verdict) = {
         let mut fleet = service.fleet();
         let member = fleet.get_mut(&signed.zone, &signed.agent);
         let Some((member, instance)) = member.zip(instance) else { return Verdict::Welcome };
         let gone = member.state(now) == AgentState::Offline;
         member.speaks(instance, from.incarnation);
+        let were_two = member.presence.is_two(now);
         let verdict = member.presence.hear(instance, goodbye, gone, now);
         if verdict != Verdict::Welcome {
             member.is_at_the_door(from.incarnation, now);
         }
-        verdict
+        (were_two, verdict)
     };
     match verdict {
         Verdict::Probe => service.send_probe(signed.to(from), Nonce::generate()).await,
-        Verdict::Two => tracing::error!(agent = %signed.agent, zone = %signed.zone, "{TWO_PROCESSES}"),
-        Verdict::Welcome | Verdict::Wait => {}
+        Verdict::Two if !were_two => {
+            tracing::error!(agent = %signed.agent, zone = %signed.zone, "{TWO_PROCESSES}");
+        }
+        Verdict::Welcome | Verdict::Wait | Verdict::Two => {}
     }
     verdict
 }

@@ -40,7 +40,7 @@ impl Presence {
     /// Notes who has spoken. `gone`: the agent was judged to be offline before.
     pub fn hear(&mut self, who: Nonce, goodbye: bool, gone: bool, now_ms: i64) -> Verdict {
         self.settle(now_ms);
-        let Some((current, heard_ms, has_gone)) = self.current else {
+        let Some((current, _, has_gone)) = self.current else {
             return self.accept(who, goodbye, now_ms);
         };
         if who == current {
@@ -67,7 +67,8 @@ impl Presence {
         }
         match self.newcomer {
             Some((newcomer, first_ms)) if newcomer == who => {
-                if now_ms - first_ms >= QUIET_MS && heard_ms < first_ms {
+                // The current one has been silent since: had it spoken, the newcomer would be its rival.
+                if now_ms - first_ms >= QUIET_MS {
                     return self.accept(who, goodbye, now_ms);
                 }
                 Verdict::Wait
@@ -129,6 +130,41 @@ mod tests {
         assert_eq!(presence.hear(new, false, false, 110), Verdict::Wait, "its own answer to the probe");
         assert_eq!(presence.hear(new, false, false, 100 + QUIET_MS), Verdict::Welcome);
         assert!(!presence.is_two(500));
+    }
+
+    #[test]
+    fn a_restart_in_the_millisecond_of_the_last_word_is_welcome_too() {
+        let (old, new) = two();
+        let mut presence = Presence::default();
+        presence.hear(old, false, true, 0);
+        // Copies of what the old one once said come late, and mixed with what the new one says.
+        assert_eq!(presence.hear(old, false, false, 100), Verdict::Welcome);
+        assert_eq!(presence.hear(new, false, false, 100), Verdict::Probe);
+        assert_eq!(presence.hear(new, false, false, 100 + QUIET_MS), Verdict::Welcome);
+    }
+
+    #[test]
+    fn whatever_was_said_before_the_one_that_is_left_is_welcome_in_the_end() {
+        let all: Vec<Nonce> = (0..4).map(|_| Nonce::generate()).collect();
+        let mut seed = 1u64;
+        for _ in 0..2_000 {
+            let mut presence = Presence::default();
+            let mut now = 0;
+            for _ in 0..12 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let drawn = seed >> 33;
+                let who = all[(drawn % 4) as usize];
+                now += [0, 1, QUIET_MS, ALONE_MS][(drawn / 4 % 4) as usize];
+                presence.hear(who, drawn / 16 % 8 == 0, drawn / 128 % 16 == 0, now);
+            }
+            let until = now + 2 * ALONE_MS;
+            let mut last = Verdict::Wait;
+            while now < until {
+                now += 400;
+                last = presence.hear(all[0], false, false, now);
+            }
+            assert_eq!(last, Verdict::Welcome, "{presence:?}");
+        }
     }
 
     #[test]
