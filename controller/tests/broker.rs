@@ -58,7 +58,7 @@ impl Hub {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let trust = state.trust("sally", &["dmz", "shop"]).unwrap();
+        let trust = state.trust("sally", &["dmz", "shop"], now()).unwrap();
         let (broker, events) = start(&state, &trust, None).await;
         Self { state, trust, broker, events, _dir: dir }
     }
@@ -517,7 +517,7 @@ async fn a_killed_broker_comes_back_on_its_port_and_clients_find_it() {
 async fn the_next_up_ends_the_broker_that_the_last_one_left() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
-    let trust = state.trust("sally", &["dmz"]).unwrap();
+    let trust = state.trust("sally", &["dmz"], now()).unwrap();
     let (first, _events) = start(&state, &trust, None).await;
     first.stop().await;
     // As after a kill -9 of `up`: the server of that configuration runs and nobody looks after it.
@@ -541,7 +541,7 @@ async fn the_next_up_ends_the_broker_that_the_last_one_left() {
 async fn a_guarded_broker_works_and_is_the_server_itself() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
-    let trust = state.trust("sally", &["dmz"]).unwrap();
+    let trust = state.trust("sally", &["dmz"], now()).unwrap();
     let guard = PathBuf::from(env!("CARGO_BIN_EXE_sally"));
     let (broker, _events) = start(&state, &trust, Some(guard)).await;
     let exe = std::fs::read_link(format!("/proc/{}/exe", broker.pid().unwrap())).unwrap();
@@ -581,7 +581,7 @@ async fn a_guarded_child_ends_when_its_parent_is_killed() {
 async fn a_broker_that_cannot_start_says_why_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
-    let trust = state.trust("sally", &[]).unwrap();
+    let trust = state.trust("sally", &[], now()).unwrap();
     std::fs::remove_dir(state.jetstream()).unwrap();
     std::fs::write(state.jetstream(), "not a folder").unwrap();
     let server = server().await;
@@ -606,7 +606,7 @@ async fn credentials_of_another_broker_are_refused_in_words() {
     let hub = Hub::start().await;
     let other = tempfile::tempdir().unwrap();
     let other = StateDir::open(other.path()).unwrap();
-    let trust = other.trust("sally", &["dmz"]).unwrap();
+    let trust = other.trust("sally", &["dmz"], now()).unwrap();
     let creds = other.issue(&trust, Role::Agent { zone: "dmz", agent: "a1" }, now()).unwrap();
     let settings = ConnectSettings::new(hub.broker.url(), &creds, "test");
     let error = connect(&settings, |_| {}).await.err().unwrap();

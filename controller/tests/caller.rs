@@ -57,7 +57,7 @@ impl House {
     async fn start(with_controller: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let trust = state.trust("sally", &["local"]).unwrap();
+        let trust = state.trust("sally", &["local"], 1).unwrap();
         let server = match find::find(&Search::from_process(None)).await {
             Ok(server) => server,
             Err(error) => panic!("these tests drive a real broker: {error}"),

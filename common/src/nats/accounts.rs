@@ -4,35 +4,29 @@
 //! subject as the reply of a message and have the *server* write its answer there. Inside an account of its own that
 //! answer never leaves the zone; and no stream an agent writes to answers at all.
 //!
-//! - The hub exports what agents write as services and the live subjects as a stream; the account of a zone imports
-//!   only its own zone's part. Only the operator's key can mint an account, so only it decides what is imported.
-//! - Every permission is a list of what is allowed. No user has `allow_responses`: with it a reply subject would not be
-//!   held to the list.
+//! - Accounts are minted by the operator's signing key, so only who has that decides what a zone imports. The operator's own
+//!   key says which signing key that is, and can be kept elsewhere.
+//! - What each may do is in [`super::claims`] and nowhere else.
 //! - Keys of users answer the broker's nonce and do nothing else (see [`super::creds`]).
 
 use std::collections::BTreeMap;
 
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::claims::{self, ENROLLER_READS, ENROLLER_WRITES};
+pub use super::claims::{ACCOUNTS_INBOX, AGENT_READS, AGENT_WRITES, CLAIMS_UPDATE};
 use super::creds::Creds;
 use super::jwt::{self, CannotSign, Subject};
+use crate::id::Digest;
 
 /// The hub account, where JetStream, the controller and the callers live.
 pub const HUB_ACCOUNT: &str = "SALLY";
-/// What an agent writes; each is followed by `.<zone>.<agent>`.
-pub const AGENT_WRITES: [&str; 5] = ["state", "result", "log", "heartbeat", "ask"];
-/// What an agent reads; followed by `.<zone>.<agent>`.
-pub const AGENT_READS: &str = "live";
 /// Where the controller reads the broker's answers.
 pub const CONTROLLER_INBOX: &str = "_INBOX_ctl";
 /// What the inbox of every caller begins with; see [`caller_inbox`].
 pub const CALLER_INBOX_ROOT: &str = "_INBOX_cli";
-
-/// An agent holds one subscription; a few more leave room for a reconnect in progress.
-const AGENT_SUBSCRIPTIONS: i64 = 8;
-const UNLIMITED: i64 = -1;
 
 /// Returns the inbox prefix of a caller, to be given to its connection.
 ///
@@ -49,6 +43,12 @@ pub fn is_caller_inbox(subject: &str) -> bool {
     };
     rest.split_once('.').is_some_and(|(name, rest)| is_name(name) && !rest.is_empty())
         && !subject.contains(['*', '>'])
+}
+
+/// The subject on which a host asks to be enrolled with a token, and the one on which it is answered.
+pub fn enrolment_subjects(prefix: &str, zone: &str, token: &str) -> (String, String) {
+    let subject = |word: &str| format!("{prefix}.{word}.{zone}.{token}");
+    (subject(ENROLLER_WRITES), subject(ENROLLER_READS))
 }
 
 /// The users of the broker, by what they may do.
@@ -68,24 +68,59 @@ pub enum Role<'a> {
         /// The agent.
         agent: &'a str,
     },
+    /// A host that has a token of enrolment, in the account of its zone: one subject to ask on, one to be answered on.
+    Enroller {
+        /// The zone, which must have been added.
+        zone: &'a str,
+        /// The token's id.
+        token: &'a str,
+    },
+    /// A broker inside a zone that connects out to the hub's, in the account of its zone: what the zone's agents may.
+    Leaf {
+        /// The zone, which must have been added.
+        zone: &'a str,
+    },
+    /// Whoever gives changed accounts to the broker, in its system account: that and nothing else.
+    Accounts,
 }
 
-/// The seeds of a [`Trust`], as they are kept on disk. Whoever has them owns the broker.
+/// The keys of a [`Trust`], as they are kept on disk: seeds, or public keys of those that are kept elsewhere. Whoever has the
+/// operator's signing key owns the broker.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct TrustSeeds {
     operator: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signing: Option<String>,
     system: String,
     hub: String,
     zones: BTreeMap<String, String>,
+    /// What was issued when, so that what has not changed is issued again with the same text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    issued: BTreeMap<String, Issued>,
+}
+
+/// When claims were first issued.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Issued {
+    claims: Digest,
+    at_s: u64,
 }
 
 /// The keys of operator and accounts, and what they issue.
 pub struct Trust {
     prefix: String,
     operator: KeyPair,
+    signing: KeyPair,
     system: KeyPair,
     hub: KeyPair,
-    zones: BTreeMap<String, KeyPair>,
+    zones: BTreeMap<String, Zone>,
+    issued: BTreeMap<String, Issued>,
+}
+
+struct Zone {
+    key: KeyPair,
+    /// Users that are not let in with what was issued up to a time, in seconds since 1970.
+    revoked: BTreeMap<String, u64>,
 }
 
 /// The tree of trust cannot be made or cannot issue what was asked.
@@ -107,6 +142,9 @@ pub enum TrustError {
     /// The zone was never added.
     #[error("zone {0} has no account at the broker: add the zone first")]
     NoZone(String),
+    /// Not the public key of a user of the broker.
+    #[error("\"{0}\" is not the public key of a user of the broker: it begins with U and has 56 characters")]
+    NotAUser(String),
     /// A key without its seed.
     #[error(transparent)]
     CannotSign(#[from] CannotSign),
@@ -121,44 +159,72 @@ impl Trust {
         Ok(Self {
             prefix: name("prefix", prefix)?.to_owned(),
             operator: KeyPair::new_operator(),
+            signing: KeyPair::new_operator(),
             system: KeyPair::new_account(),
             hub: KeyPair::new_account(),
             zones: BTreeMap::new(),
+            issued: BTreeMap::new(),
         })
     }
 
-    /// Takes up the keys that [`Trust::seeds`] gave.
+    /// Takes up the keys that [`Trust::seeds`] or [`Trust::issuer`] gave.
     ///
     /// # Errors
     /// When the prefix or a zone is not a name, or a seed is damaged.
     pub fn from_seeds(prefix: &str, seeds: &TrustSeeds) -> Result<Self, TrustError> {
         let zones = seeds.zones.iter().map(|(zone, seed)| {
-            Ok((name("zone", zone)?.to_owned(), key(&format!("zone {zone}"), seed, KeyPairType::Account)?))
+            let key = key(&format!("zone {zone}"), seed, KeyPairType::Account)?;
+            Ok((name("zone", zone)?.to_owned(), Zone { key, revoked: BTreeMap::new() }))
         });
+        let signing = seeds.signing.as_deref();
         Ok(Self {
             prefix: name("prefix", prefix)?.to_owned(),
             operator: key("the operator", &seeds.operator, KeyPairType::Operator)?,
+            // Those of an earlier version have none.
+            signing: signing.map_or_else(
+                || Ok(KeyPair::new_operator()),
+                |seed| key("the operator's signing key", seed, KeyPairType::Operator),
+            )?,
             system: key("the system account", &seeds.system, KeyPairType::Account)?,
             hub: key("the hub account", &seeds.hub, KeyPairType::Account)?,
             zones: zones.collect::<Result<_, TrustError>>()?,
+            issued: seeds.issued.clone(),
         })
     }
 
     /// Returns the seeds, to be kept where only the owner reads.
     ///
     /// # Errors
-    /// Never for keys made by [`Trust::new`] or [`Trust::from_seeds`].
+    /// When this holds public keys only.
     pub fn seeds(&self) -> Result<TrustSeeds, TrustError> {
-        let seed = |key: &KeyPair| key.seed().map_err(|_| CannotSign { issuer: key.public_key() });
         Ok(TrustSeeds {
             operator: seed(&self.operator)?,
+            signing: Some(seed(&self.signing)?),
             system: seed(&self.system)?,
             hub: seed(&self.hub)?,
             zones: self
                 .zones
                 .iter()
-                .map(|(zone, key)| Ok((zone.clone(), seed(key)?)))
+                .map(|(name, zone)| Ok((name.clone(), seed(&zone.key)?)))
                 .collect::<Result<_, CannotSign>>()?,
+            issued: self.issued.clone(),
+        })
+    }
+
+    /// Returns what a controller needs to issue credentials of agents and to revoke them: the seeds of the zones' accounts
+    /// and of the operator's signing key, and of the others the public keys.
+    ///
+    /// # Errors
+    /// When this holds no seed of the signing key or of a zone.
+    pub fn issuer(&self) -> Result<TrustSeeds, TrustError> {
+        let zones = self.zones.iter().map(|(name, zone)| Ok((name.clone(), seed(&zone.key)?)));
+        Ok(TrustSeeds {
+            operator: self.operator.public_key(),
+            signing: Some(seed(&self.signing)?),
+            system: self.system.public_key(),
+            hub: self.hub.public_key(),
+            zones: zones.collect::<Result<_, CannotSign>>()?,
+            issued: BTreeMap::new(),
         })
     }
 
@@ -171,8 +237,25 @@ impl Trust {
         if self.zones.contains_key(zone) {
             return Ok(false);
         }
-        self.zones.insert(zone.to_owned(), KeyPair::new_account());
+        self.zones.insert(zone.to_owned(), Zone { key: KeyPair::new_account(), revoked: BTreeMap::new() });
         Ok(true)
+    }
+
+    /// The zones that have an account.
+    pub fn zones(&self) -> impl Iterator<Item = &str> {
+        self.zones.keys().map(String::as_str)
+    }
+
+    /// Lets a user of a zone in no more with anything that was issued up to `at`, in seconds since 1970. It counts in the
+    /// account's next JWT.
+    ///
+    /// # Errors
+    /// When the zone has no account, or `user` is no user's public key.
+    pub fn revoke(&mut self, zone: &str, user: &str, at: u64) -> Result<(), TrustError> {
+        let found = self.zones.get_mut(zone).ok_or_else(|| TrustError::NoZone(zone.to_owned()))?;
+        let until = found.revoked.entry(user_key(user)?.public_key()).or_default();
+        *until = at.max(*until);
+        Ok(())
     }
 
     /// What the subjects begin with.
@@ -185,32 +268,67 @@ impl Trust {
         self.system.public_key()
     }
 
+    /// The public key of a zone's account.
+    pub fn zone_account(&self, zone: &str) -> Option<String> {
+        self.zones.get(zone).map(|zone| zone.key.public_key())
+    }
+
     /// Returns the operator's JWT. `now` in seconds since 1970.
     ///
     /// # Errors
-    /// Never for keys with seeds.
+    /// When this holds no seed of the operator.
     pub fn operator_jwt(&self, now: u64) -> Result<String, TrustError> {
-        let claims = json!({"type": "operator", "version": 2, "system_account": self.system_account()});
-        Ok(self.issue(&self.operator, "sally", now, claims)?)
+        let claims = claims::operator(&self.system_account(), &self.signing.public_key());
+        let key = self.operator.public_key();
+        let subject = Subject {
+            key: &key,
+            name: "sally",
+            issued_at: self.issued_at("operator", &claims, now),
+            expires_at: None,
+        };
+        Ok(jwt::sign(&self.operator, subject, claims)?)
     }
 
     /// Returns public key and JWT of every account: system, hub and zones. `now` in seconds since 1970.
     ///
     /// # Errors
-    /// Never for keys with seeds.
+    /// When this holds no seed of the signing key.
     pub fn account_jwts(&self, now: u64) -> Result<Vec<(String, String)>, TrustError> {
-        let mut accounts = vec![
-            (
-                self.system.public_key(),
-                self.issue(&self.system, "SYS", now, account(limits(false), json!({})))?,
-            ),
-            (self.hub.public_key(), self.issue(&self.hub, HUB_ACCOUNT, now, self.hub_claims())?),
-        ];
-        for (zone, key) in &self.zones {
-            // Zones are lower case, so no zone can take the hub's or the system account's name.
-            accounts.push((key.public_key(), self.issue(key, zone, now, self.zone_claims(zone))?));
-        }
-        Ok(accounts)
+        self.accounts().map(|(name, key, claims)| self.issue(name, key, claims, now)).collect()
+    }
+
+    /// Returns public key and JWT of one zone's account. `now` in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the zone has no account, or this holds no seed of the signing key.
+    pub fn zone_jwt(&self, zone: &str, now: u64) -> Result<(String, String), TrustError> {
+        let found = self.zones.get(zone).ok_or_else(|| TrustError::NoZone(zone.to_owned()))?;
+        self.issue(zone, &found.key, self.zone_claims(zone, found), now)
+    }
+
+    /// Returns public key and JWT of the accounts that a zone's own broker needs, which is a leaf of the hub's.
+    ///
+    /// # Errors
+    /// When the zone has no account, or this holds no seed of the signing key.
+    pub fn leaf_jwts(&self, zone: &str, now: u64) -> Result<Vec<(String, String)>, TrustError> {
+        let found = self.zones.get(zone).ok_or_else(|| TrustError::NoZone(zone.to_owned()))?;
+        Ok(vec![
+            self.issue("SYS", &self.system, claims::system(), now)?,
+            self.issue(zone, &found.key, claims::leaf_zone(&found.revoked), now)?,
+        ])
+    }
+
+    /// Notes what is issued now, so that the same is issued with the same text as long as nothing changes. A broker that
+    /// keeps accounts itself keeps what it was given later than that: revocations.
+    pub fn note_issued(&mut self, now: u64) {
+        let operator = claims::operator(&self.system_account(), &self.signing.public_key());
+        let mut all = vec![("operator".to_owned(), operator)];
+        all.extend(self.accounts().map(|(name, _, claims)| (name.to_owned(), claims)));
+        let noted = all.into_iter().map(|(name, claims)| {
+            let at_s = self.issued_at(&name, &claims, now);
+            (name, Issued { claims: Digest::of(claims.to_string().as_bytes()), at_s })
+        });
+        self.issued = noted.collect();
     }
 
     /// Issues the credentials of a user for the key it will use. Times in seconds since 1970.
@@ -224,99 +342,86 @@ impl Trust {
         now: u64,
         expires_at: Option<u64>,
     ) -> Result<Creds, TrustError> {
-        let (account, user_name, claims) = match role {
-            Role::Controller => (&self.hub, "controller".to_owned(), self.controller_claims()),
-            Role::Caller { name: caller } => {
-                (&self.hub, name("caller", caller)?.to_owned(), self.caller_claims(caller))
-            }
-            Role::Agent { zone, agent } => {
-                name("agent", agent)?;
-                let account = self.zones.get(zone).ok_or_else(|| TrustError::NoZone(zone.to_owned()))?;
-                (account, format!("{zone}.{agent}"), self.agent_claims(zone, agent))
-            }
+        let jwt = self.user_jwt(role, &key.public_key(), now, expires_at)?;
+        Ok(Creds::new(jwt, key))
+    }
+
+    /// Issues the JWT of a user whose key is elsewhere. Times in seconds since 1970.
+    ///
+    /// # Errors
+    /// When a name in `role` is not one, its zone was never added, or the key is no user's.
+    pub fn user_jwt(
+        &self,
+        role: Role<'_>,
+        key: &str,
+        now: u64,
+        expires_at: Option<u64>,
+    ) -> Result<String, TrustError> {
+        let zone = |zone: &str| match self.zones.get(zone) {
+            Some(found) => Ok(&found.key),
+            None => Err(TrustError::NoZone(zone.to_owned())),
         };
-        let subject = Subject { key: &key.public_key(), name: &user_name, issued_at: now, expires_at };
-        Ok(Creds::new(jwt::sign(account, subject, claims)?, key))
-    }
-
-    fn issue(&self, key: &KeyPair, name: &str, now: u64, claims: Value) -> Result<String, CannotSign> {
-        let subject = Subject { key: &key.public_key(), name, issued_at: now, expires_at: None };
-        jwt::sign(&self.operator, subject, claims)
-    }
-
-    fn hub_claims(&self) -> Value {
-        let export = |word: &str, kind: &str| json!({"name": word, "subject": format!("{}.{word}.>", self.prefix), "type": kind});
-        let mut exports: Vec<Value> = AGENT_WRITES.iter().map(|word| export(word, "service")).collect();
-        exports.push(export(AGENT_READS, "stream"));
-        account(limits(true), json!({"exports": exports}))
-    }
-
-    fn zone_claims(&self, zone: &str) -> Value {
-        let import = |word: &str, kind: &str| {
-            let subject = format!("{}.{word}.{zone}.>", self.prefix);
-            json!({"name": word, "subject": subject, "account": self.hub.public_key(), "type": kind})
+        let (account, user_name) = match role {
+            Role::Controller => (&self.hub, "controller".to_owned()),
+            Role::Caller { name: caller } => (&self.hub, name("caller", caller)?.to_owned()),
+            Role::Agent { zone: of, agent } => (zone(of)?, format!("{of}.{}", name("agent", agent)?)),
+            Role::Enroller { zone: of, token } => (zone(of)?, format!("enroll.{}", name("token", token)?)),
+            Role::Leaf { zone: of } => (zone(of)?, format!("leaf.{of}")),
+            Role::Accounts => (&self.system, "accounts".to_owned()),
         };
-        let mut imports: Vec<Value> = AGENT_WRITES.iter().map(|word| import(word, "service")).collect();
-        imports.push(import(AGENT_READS, "stream"));
-        account(limits(false), json!({"imports": imports}))
+        let key = user_key(key)?.public_key();
+        let subject = Subject { key: &key, name: &user_name, issued_at: now, expires_at };
+        Ok(jwt::sign(account, subject, claims::role(&self.prefix, role))?)
     }
 
-    fn controller_claims(&self) -> Value {
-        let own = format!("{}.>", self.prefix);
-        let inbox = format!("{CONTROLLER_INBOX}.>");
-        let callers = format!("{CALLER_INBOX_ROOT}.>");
-        // $JS.FC answers the flow control of a push consumer, which ordered consumers are.
-        let publish = [own.as_str(), "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", &inbox, &callers];
-        user(&publish, &[own.as_str(), &inbox], UNLIMITED)
+    /// Name, key and claims of every account.
+    fn accounts(&self) -> impl Iterator<Item = (&str, &KeyPair, Value)> {
+        let first =
+            [("SYS", &self.system, claims::system()), (HUB_ACCOUNT, &self.hub, claims::hub(&self.prefix))];
+        // Zones are lower case, so no zone can take the hub's or the system account's name.
+        let zones =
+            self.zones.iter().map(|(name, zone)| (name.as_str(), &zone.key, self.zone_claims(name, zone)));
+        first.into_iter().chain(zones)
     }
 
-    fn caller_claims(&self, caller: &str) -> Value {
-        user(&[&format!("{}.api.>", self.prefix)], &[&format!("{}.>", caller_inbox(caller))], UNLIMITED)
+    fn zone_claims(&self, name: &str, zone: &Zone) -> Value {
+        claims::zone(&self.prefix, name, &self.hub.public_key(), &zone.revoked)
     }
 
-    fn agent_claims(&self, zone: &str, agent: &str) -> Value {
-        let subject = |word: &str| format!("{}.{word}.{zone}.{agent}", self.prefix);
-        let publish: Vec<String> = AGENT_WRITES.iter().map(|word| subject(word)).collect();
-        let publish: Vec<&str> = publish.iter().map(String::as_str).collect();
-        user(&publish, &[&subject(AGENT_READS)], AGENT_SUBSCRIPTIONS)
+    fn issue(
+        &self,
+        name: &str,
+        key: &KeyPair,
+        claims: Value,
+        now: u64,
+    ) -> Result<(String, String), TrustError> {
+        let issued_at = self.issued_at(name, &claims, now);
+        let key = key.public_key();
+        let subject = Subject { key: &key, name, issued_at, expires_at: None };
+        let jwt = jwt::sign(&self.signing, subject, claims)?;
+        Ok((key, jwt))
+    }
+
+    fn issued_at(&self, name: &str, claims: &Value, now: u64) -> u64 {
+        let digest = Digest::of(claims.to_string().as_bytes());
+        self.issued.get(name).filter(|issued| issued.claims == digest).map_or(now, |issued| issued.at_s)
     }
 }
 
-fn user(publish: &[&str], subscribe: &[&str], subscriptions: i64) -> Value {
-    json!({
-        "type": "user", "version": 2,
-        "pub": {"allow": publish}, "sub": {"allow": subscribe},
-        "subs": subscriptions, "data": UNLIMITED, "payload": UNLIMITED,
-    })
+fn seed(key: &KeyPair) -> Result<String, CannotSign> {
+    key.seed().map_err(|_| CannotSign { issuer: key.public_key() })
 }
 
-fn account(limits: Value, exchange: Value) -> Value {
-    let mut claims = json!({"type": "account", "version": 2, "limits": limits});
-    for part in ["exports", "imports"] {
-        if let Some(list) = exchange.get(part) {
-            claims[part] = list.clone();
-        }
-    }
-    claims
-}
-
-fn limits(jetstream: bool) -> Value {
-    let mut limits = json!({
-        "subs": UNLIMITED, "data": UNLIMITED, "payload": UNLIMITED, "conn": UNLIMITED, "leaf": UNLIMITED,
-        "imports": UNLIMITED, "exports": UNLIMITED, "wildcards": true,
-    });
-    // Without these four an account has no JetStream; the broker refuses a system account that has them.
-    if jetstream {
-        for storage in ["mem_storage", "disk_storage", "streams", "consumer"] {
-            limits[storage] = UNLIMITED.into();
-        }
-    }
-    limits
-}
-
-fn key(of: &str, seed: &str, kind: KeyPairType) -> Result<KeyPair, TrustError> {
-    let key = KeyPair::from_seed(seed).map_err(|_| TrustError::Seed(of.to_owned()))?;
+/// A seed, or the public key of one that is kept elsewhere.
+fn key(of: &str, text: &str, kind: KeyPairType) -> Result<KeyPair, TrustError> {
+    let found = KeyPair::from_seed(text).or_else(|_| KeyPair::from_public_key(text));
+    let key = found.map_err(|_| TrustError::Seed(of.to_owned()))?;
     if key.key_pair_type() == kind { Ok(key) } else { Err(TrustError::Seed(of.to_owned())) }
+}
+
+fn user_key(text: &str) -> Result<KeyPair, TrustError> {
+    let found = KeyPair::from_public_key(text).ok().filter(|key| key.key_pair_type() == KeyPairType::User);
+    found.ok_or_else(|| TrustError::NotAUser(crate::name::show(text)))
 }
 
 fn name<'a>(what: &'static str, value: &'a str) -> Result<&'a str, TrustError> {
@@ -332,131 +437,5 @@ fn is_name(value: &str) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
-mod tests {
-    use super::super::jwt::tests::open;
-    use super::*;
-
-    const NOW: u64 = 1_700_000_000;
-
-    fn trust() -> Trust {
-        let mut trust = Trust::new("sally").unwrap();
-        trust.add_zone("dmz").unwrap();
-        trust
-    }
-
-    fn user_claim(role: Role<'_>) -> Value {
-        open(trust().user(role, KeyPair::new_user(), NOW, None).unwrap().jwt())
-    }
-
-    #[test]
-    fn an_agent_may_write_its_five_subjects_and_read_one() {
-        let claim = user_claim(Role::Agent { zone: "dmz", agent: "a1" });
-        let nats = &claim["nats"];
-        assert_eq!(
-            nats["pub"],
-            json!({"allow": ["sally.state.dmz.a1", "sally.result.dmz.a1", "sally.log.dmz.a1",
-                             "sally.heartbeat.dmz.a1", "sally.ask.dmz.a1"]})
-        );
-        assert_eq!(nats["sub"], json!({"allow": ["sally.live.dmz.a1"]}));
-        assert!(nats.get("resp").is_none(), "a reply subject must stay under the publish rules");
-    }
-
-    #[test]
-    fn a_caller_asks_the_controller_and_reads_its_own_inbox_only() {
-        let nats = user_claim(Role::Caller { name: "ann" })["nats"].clone();
-        assert_eq!(nats["pub"], json!({"allow": ["sally.api.>"]}));
-        assert_eq!(nats["sub"], json!({"allow": ["_INBOX_cli.ann.>"]}));
-    }
-
-    #[test]
-    fn the_system_and_zone_accounts_have_no_jetstream() {
-        for (_, jwt) in trust().account_jwts(NOW).unwrap() {
-            let claim = open(&jwt);
-            let has = claim["nats"]["limits"].get("disk_storage").is_some();
-            assert_eq!(has, claim["name"] == HUB_ACCOUNT, "{}", claim["name"]);
-        }
-    }
-
-    #[test]
-    fn a_zone_imports_its_own_subjects_and_no_others() {
-        let accounts = trust().account_jwts(NOW).unwrap();
-        let zone = accounts.iter().map(|(_, jwt)| open(jwt)).find(|claim| claim["name"] == "dmz").unwrap();
-        let subjects: Vec<_> = zone["nats"]["imports"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|i| format!("{} {}", i["type"].as_str().unwrap(), i["subject"].as_str().unwrap()))
-            .collect();
-        assert_eq!(
-            subjects,
-            [
-                "service sally.state.dmz.>",
-                "service sally.result.dmz.>",
-                "service sally.log.dmz.>",
-                "service sally.heartbeat.dmz.>",
-                "service sally.ask.dmz.>",
-                "stream sally.live.dmz.>"
-            ]
-        );
-    }
-
-    #[test]
-    fn kept_seeds_give_the_same_tree() {
-        let first = trust();
-        let text = serde_json::to_string(&first.seeds().unwrap()).unwrap();
-        let again = Trust::from_seeds("sally", &serde_json::from_str(&text).unwrap()).unwrap();
-        assert_eq!(first.account_jwts(NOW).unwrap(), again.account_jwts(NOW).unwrap());
-        assert_eq!(first.operator_jwt(NOW).unwrap(), again.operator_jwt(NOW).unwrap());
-    }
-
-    #[test]
-    fn a_zone_is_added_once() {
-        let mut trust = trust();
-        let before = trust.account_jwts(NOW).unwrap();
-        assert!(!trust.add_zone("dmz").unwrap());
-        assert_eq!(before, trust.account_jwts(NOW).unwrap());
-    }
-
-    #[test]
-    fn seeds_of_the_wrong_kind_are_refused() {
-        let mut seeds = trust().seeds().unwrap();
-        seeds.operator = seeds.hub.clone();
-        assert_eq!(
-            Trust::from_seeds("sally", &seeds).err(),
-            Some(TrustError::Seed("the operator".to_owned()))
-        );
-    }
-
-    #[test]
-    fn nothing_but_a_name_reaches_a_subject() {
-        let trust = trust();
-        for bad in ["", "*", ">", "a.b", "A", "-a", "a b", "ä", &"a".repeat(64)] {
-            assert!(Trust::new(bad).is_err(), "prefix {bad:?}");
-            for role in [Role::Agent { zone: "dmz", agent: bad }, Role::Caller { name: bad }] {
-                assert!(trust.user(role, KeyPair::new_user(), NOW, None).is_err(), "{role:?}");
-            }
-        }
-        let role = Role::Agent { zone: "shop", agent: "a" };
-        assert_eq!(
-            trust.user(role, KeyPair::new_user(), NOW, None).err(),
-            Some(TrustError::NoZone("shop".to_owned()))
-        );
-    }
-
-    #[test]
-    fn only_a_callers_inbox_is_answered() {
-        assert!(is_caller_inbox(&format!("{}.x1.y", caller_inbox("ann"))));
-        for subject in [
-            "",
-            "sally.task.dmz.a1",
-            "_INBOX_ctl.x",
-            "_INBOX_cli",
-            "_INBOX_cli.ann",
-            "_INBOX_cli..x",
-            "_INBOX_cli.a.>",
-        ] {
-            assert!(!is_caller_inbox(subject), "{subject}");
-        }
-    }
-}
+#[path = "accounts_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! In reading order:
 //! - [`version`]: which servers Sally works with.
-//! - [`jwt`]: signing one claim; [`accounts`]: the whole tree of operator, accounts and users with their permissions.
+//! - [`jwt`]: signing one claim; [`accounts`]: the whole tree of operator, accounts and users; `claims`: what each may do.
 //! - [`creds`]: the file a user connects with.
 //! - [`connect`]: one connection that comes back by itself and says what went wrong.
 //!
@@ -10,6 +10,7 @@
 //! permissions here are the second line.
 
 pub mod accounts;
+mod claims;
 pub mod connect;
 pub mod creds;
 pub mod jwt;

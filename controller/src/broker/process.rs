@@ -11,7 +11,7 @@ use sally_common::nats::accounts::Trust;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::config::{ConfigError, ServerConfig, StoreLimits};
+use super::config::{self, ConfigError, ServerConfig, StoreLimits};
 use super::find::NatsServer;
 use super::port;
 use super::state::{StateDir, StateError, write_private};
@@ -212,14 +212,19 @@ fn kept_port(file: &Path, listen: IpAddr) -> Option<u16> {
 fn write_config(settings: &BrokerSettings<'_>, port: Option<u16>) -> Result<(), BrokerError> {
     let state = settings.state;
     let text = ServerConfig {
-        trust: settings.trust,
+        title: &["Written by `sally up` at every start; changes made here are lost."],
+        name: "sally-up",
         listen: settings.listen,
         port,
-        ports_dir: &state.run(),
-        store_dir: &state.jetstream(),
-        limits: settings.limits,
+        ports_dir: Some(&state.run()),
+        store: Some((&state.jetstream(), settings.limits)),
+        tls: None,
+        websocket: None,
+        leaf: None,
+        remote: None,
+        accounts: &config::accounts(settings.trust, &state.accounts(), settings.now)?,
     }
-    .render(settings.now)?;
+    .render()?;
     Ok(write_private(&state.nats_conf(), text.as_bytes())?)
 }
 

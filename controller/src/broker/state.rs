@@ -6,6 +6,7 @@
 //!   keys/         seeds of operator and accounts (broker.json); room for Sally's own keys
 //!   creds/        one file per user of the broker
 //!   jetstream/    the broker's store
+//!   accounts/     the accounts as the broker has them, with what was revoked
 //!   run/          pid files of children, the broker's ports file
 //!   log/          what the children print
 //!   nats.conf     the broker's configuration, written at every start
@@ -73,7 +74,9 @@ impl StateDir {
         make_private(&root)?;
         let lock = lock(&root)?;
         let state = Self { root, _lock: lock };
-        for dir in [state.keys(), state.creds(), state.jetstream(), state.run(), state.log()] {
+        for dir in
+            [state.keys(), state.creds(), state.jetstream(), state.accounts(), state.run(), state.log()]
+        {
             make_private(&dir)?;
         }
         Ok(state)
@@ -99,6 +102,11 @@ impl StateDir {
         self.root.join("jetstream")
     }
 
+    /// The accounts as the broker keeps them.
+    pub fn accounts(&self) -> PathBuf {
+        self.root.join("accounts")
+    }
+
     /// Pid files and ports files.
     pub fn run(&self) -> PathBuf {
         self.root.join("run")
@@ -119,29 +127,21 @@ impl StateDir {
         self.root.join("context.toml")
     }
 
-    /// Takes up the broker's keys, or makes them, and gives each of `zones` an account.
+    /// Takes up the broker's keys, or makes them, and gives each of `zones` an account. `now` in seconds since 1970.
     ///
     /// # Errors
     /// [`StateError::Damaged`] when the kept keys cannot be read: they are never replaced in silence, since agents
     /// elsewhere may hold credentials of them.
-    pub fn trust(&self, prefix: &str, zones: &[&str]) -> Result<Trust, StateError> {
-        let path = self.keys().join("broker.json");
-        let mut trust = match fs::read(&path) {
-            Ok(bytes) => {
-                let seeds: TrustSeeds = serde_json::from_slice(&bytes)
-                    .map_err(|e| StateError::Damaged { path: path.clone(), problem: e.to_string() })?;
-                Trust::from_seeds(prefix, &seeds)?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Trust::new(prefix)?,
-            Err(error) => return Err(unusable(&path, error)),
-        };
-        for zone in zones {
-            trust.add_zone(zone)?;
-        }
-        let seeds = serde_json::to_vec_pretty(&trust.seeds()?)
-            .map_err(|e| StateError::Damaged { path: path.clone(), problem: e.to_string() })?;
-        write_private(&path, &seeds)?;
+    pub fn trust(&self, prefix: &str, zones: &[&str], now: u64) -> Result<Trust, StateError> {
+        let trust = keep_trust(&self.keys().join("broker.json"), prefix, zones, now)?;
+        let issuer = trust.issuer()?;
+        write_private(&self.issuer(), &serde_json::to_vec_pretty(&issuer).unwrap_or_default())?;
         Ok(trust)
+    }
+
+    /// What the controller issues and revokes agents' credentials with.
+    pub fn issuer(&self) -> PathBuf {
+        self.keys().join("issuer.json")
     }
 
     /// Writes the creds file of a user and returns its path. A user keeps its key from start to start; its permissions
@@ -154,11 +154,40 @@ impl StateDir {
             Role::Controller => "controller.creds".to_owned(),
             Role::Caller { name } => format!("caller.{name}.creds"),
             Role::Agent { zone, agent } => format!("agent.{zone}.{agent}.creds"),
+            Role::Enroller { zone, token } => format!("enroll.{zone}.{token}.creds"),
+            Role::Leaf { zone } => format!("leaf.{zone}.creds"),
+            Role::Accounts => "accounts.creds".to_owned(),
         });
         let key = if path.exists() { Creds::read(&path)?.key().clone() } else { KeyPair::new_user() };
         trust.user(role, key, now, None)?.write(&path)?;
         Ok(path)
     }
+}
+
+/// Takes up the keys kept in a file, or makes them, and gives each of `zones` an account. What is issued now is noted there.
+///
+/// # Errors
+/// [`StateError::Damaged`] when the kept keys cannot be read: they are never replaced in silence.
+pub fn keep_trust(path: &Path, prefix: &str, zones: &[&str], now: u64) -> Result<Trust, StateError> {
+    let damaged =
+        |e: serde_json::Error| StateError::Damaged { path: path.to_owned(), problem: e.to_string() };
+    let (mut trust, kept) = match fs::read(path) {
+        Ok(bytes) => {
+            let seeds: TrustSeeds = serde_json::from_slice(&bytes).map_err(damaged)?;
+            (Trust::from_seeds(prefix, &seeds)?, bytes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (Trust::new(prefix)?, Vec::new()),
+        Err(error) => return Err(unusable(path, error)),
+    };
+    for zone in zones {
+        trust.add_zone(zone)?;
+    }
+    trust.note_issued(now);
+    let seeds = serde_json::to_vec_pretty(&trust.seeds()?).map_err(damaged)?;
+    if seeds != kept {
+        write_private(path, &seeds)?;
+    }
+    Ok(trust)
 }
 
 /// Replaces a file that only the owner may read: written beside it, synced, renamed.
@@ -182,7 +211,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
-fn make_private(dir: &Path) -> Result<(), StateError> {
+/// Makes a folder that only the owner may read.
+///
+/// # Errors
+/// [`StateError::Unusable`].
+pub fn make_private(dir: &Path) -> Result<(), StateError> {
     if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
         return Err(unusable(
             dir,
@@ -274,13 +307,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let role = Role::Agent { zone: "local", agent: "local-1" };
-        let first = state.trust("sally", &["local"]).unwrap();
+        let first = state.trust("sally", &["local"], 1).unwrap();
         let path = state.issue(&first, role, 1).unwrap();
         let user = Creds::read(&path).unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(&state.keys().join("broker.json")), 0o600);
 
-        let again = state.trust("sally", &["local", "shop"]).unwrap();
+        let again = state.trust("sally", &["local", "shop"], 1).unwrap();
         assert_eq!(first.system_account(), again.system_account());
         assert_eq!(again.account_jwts(1).unwrap().len(), 4);
         assert_eq!(state.issue(&again, role, 2).unwrap(), path);
@@ -295,7 +328,7 @@ mod tests {
         let state = StateDir::open(dir.path()).unwrap();
         let path = state.keys().join("broker.json");
         fs::write(&path, "{").unwrap();
-        assert!(matches!(state.trust("sally", &[]).err(), Some(StateError::Damaged { .. })));
+        assert!(matches!(state.trust("sally", &[], 1).err(), Some(StateError::Damaged { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "{");
     }
 }

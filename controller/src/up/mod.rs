@@ -181,7 +181,7 @@ impl Up {
     ) -> Result<Up, UpError> {
         let now = u64::try_from(sally_common::clock::now_ms() / 1000).unwrap_or(0);
         let guard = std::env::current_exe().ok();
-        let trust = state.trust("sally", &[settings.zone.as_str()])?;
+        let trust = state.trust("sally", &[settings.zone.as_str()], now)?;
         let broker_settings = BrokerSettings {
             server,
             state,
