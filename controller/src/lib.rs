@@ -1,7 +1,8 @@
 //! The controller: the service, the command line, and the all-in-one.
 //!
 //! Rooms: [`service`] submits, dispatches, records and answers; [`ledger`] speaks to its database and
-//! nothing else; [`store`] keeps files; [`broker`] runs a nats-server of our own; [`supervise`] keeps child
+//! nothing else; [`store`] keeps files; [`broker`] runs a nats-server of our own; [`nats`] makes what a
+//! broker of somebody else needs; [`supervise`] keeps child
 //! programs running.
 
 pub mod backup;
@@ -10,6 +11,7 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod ledger;
+pub mod nats;
 pub mod serve;
 pub mod service;
 pub mod store;

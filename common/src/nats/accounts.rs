@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::claims::{self, ENROLLER_READS, ENROLLER_WRITES};
-pub use super::claims::{ACCOUNTS_INBOX, AGENT_READS, AGENT_WRITES, CLAIMS_UPDATE};
+pub use super::claims::{ACCOUNTS_INBOX, AGENT_READS, AGENT_WRITES, CLAIMS_LOOKUP, CLAIMS_UPDATE};
+use super::connect::Attempt;
 use super::creds::Creds;
 use super::jwt::{self, CannotSign, Subject};
 use crate::id::Digest;
@@ -84,6 +85,35 @@ pub enum Role<'a> {
     Accounts,
 }
 
+impl<'a> Role<'a> {
+    /// The role of a user by the name in its JWT, as [`Trust::user`] writes it.
+    pub fn of_name(user: &'a str) -> Option<Self> {
+        match user.split_once(['/', '.']) {
+            None => Some(match user {
+                "controller" => Role::Controller,
+                "accounts" => Role::Accounts,
+                name => Role::Caller { name },
+            })
+            .filter(|_| is_name(user)),
+            Some(("enroll", token)) if user.contains('/') => Some(Role::Enroller { zone: "", token }),
+            Some(("leaf", zone)) if user.contains('/') => Some(Role::Leaf { zone }),
+            Some((zone, agent)) if is_name(zone) && is_name(agent) => Some(Role::Agent { zone, agent }),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether this role may do it: publish to a subject, or subscribe to a pattern of subjects.
+    pub fn may(self, prefix: &str, attempt: Attempt, subject: &str) -> bool {
+        let claims = claims::role(prefix, self);
+        let list = match attempt {
+            Attempt::Publish => &claims["pub"]["allow"],
+            Attempt::Subscribe => &claims["sub"]["allow"],
+        };
+        let patterns = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+        patterns.into_iter().any(|pattern| claims::covers(pattern, subject))
+    }
+}
+
 /// The keys of a [`Trust`], as they are kept on disk: seeds, or public keys of those that are kept elsewhere. Whoever has the
 /// operator's signing key owns the broker.
 #[derive(Clone, Serialize, Deserialize)]
@@ -97,6 +127,12 @@ pub struct TrustSeeds {
     /// What was issued when, so that what has not changed is issued again with the same text.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     issued: BTreeMap<String, Issued>,
+}
+
+impl std::fmt::Debug for TrustSeeds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrustSeeds").field("zones", &self.zones.keys()).finish_non_exhaustive()
+    }
 }
 
 /// When claims were first issued.
@@ -365,8 +401,8 @@ impl Trust {
             Role::Controller => (&self.hub, "controller".to_owned()),
             Role::Caller { name: caller } => (&self.hub, name("caller", caller)?.to_owned()),
             Role::Agent { zone: of, agent } => (zone(of)?, format!("{of}.{}", name("agent", agent)?)),
-            Role::Enroller { zone: of, token } => (zone(of)?, format!("enroll.{}", name("token", token)?)),
-            Role::Leaf { zone: of } => (zone(of)?, format!("leaf.{of}")),
+            Role::Enroller { zone: of, token } => (zone(of)?, format!("enroll/{}", name("token", token)?)),
+            Role::Leaf { zone: of } => (zone(of)?, format!("leaf/{of}")),
             Role::Accounts => (&self.system, "accounts".to_owned()),
         };
         let key = user_key(key)?.public_key();

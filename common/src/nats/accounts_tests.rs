@@ -138,7 +138,10 @@ fn a_token_of_enrolment_asks_on_one_subject_and_hears_on_one() {
 #[test]
 fn who_gives_accounts_to_the_broker_may_do_nothing_else() {
     let claim = user_claim(Role::Accounts);
-    assert_eq!(claim["nats"]["pub"], json!({"allow": ["$SYS.REQ.CLAIMS.UPDATE"]}));
+    assert_eq!(
+        claim["nats"]["pub"],
+        json!({"allow": ["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"]})
+    );
     assert_eq!(claim["nats"]["sub"], json!({"allow": ["_INBOX_acc.>"]}));
 }
 
@@ -197,4 +200,26 @@ fn what_has_not_changed_is_issued_with_the_same_text() {
     again.add_zone("shop").unwrap();
     again.note_issued(NOW + 10);
     assert_eq!(open(&again.zone_jwt("shop", NOW + 11).unwrap().1)["iat"], NOW + 10);
+}
+
+#[test]
+fn a_role_is_known_by_its_users_name_and_says_what_it_may() {
+    for role in [
+        Role::Controller,
+        Role::Caller { name: "ann" },
+        Role::Agent { zone: "dmz", agent: "a1" },
+        Role::Agent { zone: "leaf", agent: "a1" },
+        Role::Leaf { zone: "dmz" },
+        Role::Accounts,
+    ] {
+        let mut trust = trust();
+        trust.add_zone("leaf").unwrap();
+        let claim = open(trust.user(role, KeyPair::new_user(), NOW, None).unwrap().jwt());
+        assert_eq!(Role::of_name(claim["name"].as_str().unwrap()), Some(role));
+    }
+    assert_eq!(Role::of_name("a b"), None);
+    let agent = Role::Agent { zone: "dmz", agent: "a1" };
+    assert!(agent.may("sally", Attempt::Publish, "sally.result.dmz.a1"));
+    assert!(!agent.may("sally", Attempt::Subscribe, "sally.result.dmz.a1"));
+    assert!(!agent.may("sally", Attempt::Publish, "sally.result.dmz.a2"));
 }

@@ -22,6 +22,8 @@ pub(super) const ENROLLER_WRITES: &str = "enroll";
 pub(super) const ENROLLER_READS: &str = "enrolled";
 /// Where accounts that have changed are given to the broker; in its system account.
 pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
+/// Where one asks for an account as the broker has it; `*` is its public key.
+pub const CLAIMS_LOOKUP: &str = "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP";
 /// Where the broker's answer to that is read.
 pub const ACCOUNTS_INBOX: &str = "_INBOX_acc";
 
@@ -100,7 +102,22 @@ pub(super) fn role(prefix: &str, role: Role<'_>) -> Value {
             let writes: Vec<&str> = writes.iter().map(String::as_str).collect();
             user(&writes, &reads.each_ref().map(String::as_str), UNLIMITED)
         }
-        Role::Accounts => user(&[CLAIMS_UPDATE], &[&format!("{ACCOUNTS_INBOX}.>")], AGENT_SUBSCRIPTIONS),
+        Role::Accounts => {
+            user(&[CLAIMS_UPDATE, CLAIMS_LOOKUP], &[&format!("{ACCOUNTS_INBOX}.>")], AGENT_SUBSCRIPTIONS)
+        }
+    }
+}
+
+/// Whether everything that `subject` stands for (it may have wildcards too) is in `pattern`.
+pub(super) fn covers(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(one), Some(other)) if one == other && one != ">" => {}
+            _ => return false,
+        }
     }
 }
 
@@ -145,4 +162,30 @@ fn limits(jetstream: bool) -> Value {
         }
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_pattern_covers_what_is_inside_it() {
+        for (pattern, subject) in
+            [("a.b", "a.b"), ("a.*", "a.b"), ("a.*", "a.*"), ("a.>", "a.b.c"), ("a.>", "a.*"), (">", "a")]
+        {
+            assert!(covers(pattern, subject), "{pattern} {subject}");
+        }
+        for (pattern, subject) in [
+            ("a.b", "a.c"),
+            ("a.b", "a"),
+            ("a", "a.b"),
+            ("a.*", "a.b.c"),
+            ("a.*", "a.>"),
+            ("a.>", "a"),
+            ("a.b", "a.*"),
+            ("a.b", ">"),
+        ] {
+            assert!(!covers(pattern, subject), "{pattern} {subject}");
+        }
+    }
 }

@@ -57,6 +57,18 @@ pub fn sign(issuer: &KeyPair, subject: Subject<'_>, claims: Value) -> Result<Str
     Ok(format!("{body}.{}", BASE64URL_NOPAD.encode(&signature)))
 }
 
+/// What a JWT says, unchecked: whoever let its holder in has checked it. `None` if it is no JWT.
+pub fn peek(jwt: &str) -> Option<Value> {
+    let payload = BASE64URL_NOPAD.decode(jwt.split('.').nth(1)?.as_bytes()).ok()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+/// Whether two JWTs are of one issuer and allow the same, whenever they were issued.
+pub fn say_the_same(one: &str, other: &str) -> bool {
+    let said = |jwt: &str| peek(jwt).map(|mut claim| (claim["iss"].take(), claim["nats"].take()));
+    said(one).is_some_and(|one| said(other) == Some(one))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is the test's failure")]
 pub(super) mod tests {
@@ -93,6 +105,20 @@ pub(super) mod tests {
         let subject = Subject { key: "U", name: "n", issued_at: 1, expires_at: None };
         let claim = open(&sign(&KeyPair::new_operator(), subject, json!({})).unwrap());
         assert!(claim.get("exp").is_none());
+    }
+
+    #[test]
+    fn what_was_issued_at_another_time_says_the_same() {
+        let (issuer, other) = (KeyPair::new_account(), KeyPair::new_account());
+        let jwt = |issuer: &KeyPair, at: u64, claims: Value| {
+            sign(issuer, Subject { key: "U", name: "n", issued_at: at, expires_at: None }, claims).unwrap()
+        };
+        let first = jwt(&issuer, 1, json!({"a": 1}));
+        assert!(say_the_same(&first, &jwt(&issuer, 2, json!({"a": 1}))));
+        for differs in [jwt(&issuer, 1, json!({"a": 2})), jwt(&other, 1, json!({"a": 1})), String::new()] {
+            assert!(!say_the_same(&first, &differs));
+        }
+        assert!(!say_the_same("", "") && peek("a.b.c").is_none());
     }
 
     #[test]

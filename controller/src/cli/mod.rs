@@ -4,7 +4,7 @@
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
 //! `live` for output as it comes and `finish` for the end; `job` with `retry` and `artifacts`, `agent` with `upkeep`, and
-//! `context` are the other nouns; `backup` has two verbs of its own, `configuration` those of `sally serve config`. Then what they print
+//! `context` are the other nouns, `nats` that of who runs a broker; `backup` has two verbs of its own, `configuration` those of `sally serve config`. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
 //!
@@ -25,6 +25,7 @@ mod format;
 mod job;
 mod live;
 mod logs;
+mod nats;
 mod out;
 mod retry;
 mod run;
@@ -83,6 +84,9 @@ pub enum Command {
     /// Look at agents
     #[command(subcommand)]
     Agent(agent::AgentCommand),
+    /// Prepare a NATS broker for Sally: configuration, accounts, credentials
+    #[command(subcommand)]
+    Nats(nats::NatsCommand),
     #[allow(missing_docs, reason = "the arguments' own text is the help")]
     Backup(backup::BackupArgs),
     #[allow(missing_docs, reason = "the arguments' own text is the help")]
@@ -200,6 +204,7 @@ pub async fn dispatch(cli: Cli, services: &impl Services) -> Result<Exit, CliErr
         Command::Exec(args) => run::exec(&session, args).await,
         Command::Job(command) => job::job(&session, command).await,
         Command::Agent(command) => agent::agent(&session, command).await,
+        Command::Nats(command) => nats::nats(&session, command).await,
         Command::Backup(args) => backup::backup(&args).await,
         Command::Restore(args) => backup::restore(&args),
         Command::Context(command) => context::context(&session, command),

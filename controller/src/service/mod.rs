@@ -4,6 +4,7 @@
 //! - [`settings`]: what it is given, checked. This file starts and stops it.
 //! - [`fleet`]: the agents as the controller sees them. [`records`]: from rows to what people are shown.
 //! - [`presence`]: which process speaks for an agent.
+//! - [`accounts`]: the broker's accounts, as far as they are this controller's to issue.
 //! - [`api`]: what callers ask; [`agents`] what of it is about agents; [`submission`] the one way in for work.
 //! - [`dispatch`]: orders bound to agents; [`direct`] those that go past the stream.
 //! - [`inbound`]: what agents say; [`output`]: their streams.
@@ -13,6 +14,7 @@
 //! could have forgotten.
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod agents;
 pub mod api;
 pub mod chores;
@@ -71,6 +73,8 @@ pub enum ServiceError {
     Connect(#[from] sally_common::nats::connect::ConnectError),
     #[error(transparent)]
     Streams(#[from] crate::broker::streams::StreamsError),
+    #[error("issuer: {0}")]
+    Issuer(#[from] sally_common::nats::accounts::TrustError),
     #[error("cannot read {subject}: {error}")]
     Subscribe { subject: String, error: String },
 }
@@ -89,6 +93,9 @@ pub struct Service {
     last_job: LastJobId,
     orders: Mutex<dispatch::Orders>,
     output: output::Output,
+    accounts: accounts::Accounts,
+    /// Counts changes of accounts that the broker is to be given.
+    accounts_changed: watch::Sender<u64>,
     /// Who waits for answers to probes.
     probes: Mutex<Probes>,
     /// Where the broker says that nobody heard a direct dispatch; a run and an attempt follow.
@@ -110,6 +117,10 @@ impl Service {
     /// Takes what may change while the service runs: who may submit, and who is enrolled.
     fn reload(&self, settings: Settings) {
         *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.trust);
+        if let Err(error) = self.accounts.take(&self.prefix, settings.issuer.as_ref()) {
+            tracing::error!(%error, "the issuer stays as it was");
+        }
+        self.accounts_changed.send_modify(|n| *n += 1);
         let (came, went) = self.fleet().enrol(settings.agents);
         tracing::info!(came, went, "agents are enrolled as the list says now");
     }
@@ -158,6 +169,14 @@ pub async fn run(
     connection.retry_on_initial_connect = true;
     connection.pause_max = PROMPT_PAUSE_MAX;
     connection.ca_file.clone_from(&settings.ca_file);
+    connection.tls_first = settings.tls_first;
+    let target = accounts::target(
+        &settings.url,
+        settings.accounts_creds.clone(),
+        settings.ca_file.clone(),
+        settings.tls_first,
+    );
+    let accounts = accounts::Accounts::new(&settings.prefix, settings.issuer.as_ref(), Vec::new(), target)?;
     let (connected, reconnected) = watch::channel(0u64);
     let client = connect(&connection, move |event| {
         tracing::info!("{event}");
@@ -180,6 +199,8 @@ pub async fn run(
         last_job: LastJobId::default(),
         orders: Mutex::default(),
         output: output::Output::default(),
+        accounts,
+        accounts_changed: watch::channel(0).0,
         probes: Mutex::default(),
         nobody,
     });
@@ -207,6 +228,12 @@ pub async fn run(
     let nobody = subscribe(&service, format!("{}.>", service.nobody)).await?;
     tasks.spawn(direct::serve(service.clone(), nobody, stop.clone()));
     tasks.spawn(chores::serve(service.clone(), bounds, stop.clone()));
+    tasks.spawn(accounts::keep(
+        service.clone(),
+        reconnected.clone(),
+        service.accounts_changed.subscribe(),
+        stop.clone(),
+    ));
     tasks.spawn(keep_streams(service.clone(), reconnected, stop.clone()));
     tracing::info!(ledger = service.ledger.id(), "serving");
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sally_common::key::{PublicKey, SigningKey};
 use sally_common::name::{Agent, Zone};
+use sally_common::nats::accounts::TrustSeeds;
 use sally_common::settings::Problem;
 use sally_common::settings::layers::{Layers, drop_in_dir};
 use sally_common::subject::Prefix;
@@ -43,6 +44,12 @@ pub struct Written {
     /// List of enrolled agents, JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agents: Option<PathBuf>,
+    /// What credentials of agents are issued and revoked with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<PathBuf>,
+    /// Creds file for giving changed accounts to the broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accounts_creds: Option<PathBuf>,
     /// Folder for ledger, blobs and logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
@@ -52,6 +59,9 @@ pub struct Written {
     /// Certificates to trust besides the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// TLS before the broker's greeting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls_first: bool,
     /// How much is kept and how long.
     #[serde(default)]
     pub bounds: Bounds,
@@ -109,6 +119,12 @@ pub struct Settings {
     pub prefix: Prefix,
     /// Certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// TLS before the broker's greeting.
+    pub tls_first: bool,
+    /// What credentials of agents are issued and revoked with, if this controller may.
+    pub issuer: Option<TrustSeeds>,
+    /// Creds file for giving changed accounts to the broker.
+    pub accounts_creds: PathBuf,
     /// The files that all this was read from, this one first: a backup needs them.
     pub files: Vec<PathBuf>,
     /// How much is kept and how long.
@@ -161,6 +177,11 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
     files.extend(drop_ins(&path));
     files.extend([&key, &trust, &agents, &creds].map(Clone::clone));
     files.extend(ca_file.clone());
+    let (issuer, accounts_creds) =
+        (file(&written.issuer, schema::ISSUER), file(&written.accounts_creds, schema::ACCOUNTS_CREDS));
+    files.extend([&issuer, &accounts_creds].into_iter().filter(|path| path.exists()).cloned());
+    // A controller that may not issue has none, where none was named.
+    let may_issue = written.issuer.is_some() || issuer.exists();
 
     let mut note = |key: &str, problem: String| layers.note(key, problem);
     let prefix = Prefix::new(written.prefix.as_deref().unwrap_or(schema::PREFIX));
@@ -168,6 +189,7 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
     let key = SigningKey::read(&key).map_err(|e| note("key", e.to_string())).ok();
     let trust = read_json(&trust).map_err(|e| note("trust", e)).ok();
     let agents = read_json(&agents).map_err(|e| note("agents", e)).ok();
+    let issuer = may_issue.then(|| read_json(&issuer).map_err(|e| note("issuer", e)).ok()).flatten();
     if data_dir.exists() && !data_dir.is_dir() {
         note("data_dir", format!("{} is no folder", data_dir.display()));
     }
@@ -181,6 +203,9 @@ pub fn load(path: &Path) -> Result<Settings, SettingsError> {
             data_dir,
             prefix,
             ca_file,
+            tls_first: written.tls_first,
+            issuer,
+            accounts_creds,
             files,
             bounds: written.bounds,
         }),

@@ -200,6 +200,7 @@ impl Up {
         let caller = identity::key(&caller_seed)?;
         let trust_list = identity::write_trust(state, &controller, &user, &caller)?;
         let controller_creds = state.issue(&trust, Role::Controller, now)?;
+        state.issue(&trust, Role::Accounts, now)?;
         let caller_creds = state.issue(&trust, Role::Caller { name: user.as_str() }, now)?;
 
         let profiles_dir = state.root().join("profiles.d");
@@ -461,9 +462,12 @@ fn write_serve(state: &StateDir, url: &str, creds: &Path) -> Result<PathBuf, UpE
         key: Some("keys/controller.seed".into()),
         trust: Some("trust.json".into()),
         agents: Some("agents.json".into()),
+        issuer: Some("keys/issuer.json".into()),
+        accounts_creds: Some("creds/accounts.creds".into()),
         data_dir: Some("controller".into()),
         prefix: None,
         ca_file: None,
+        tls_first: false,
         bounds: crate::service::settings::Bounds::default(),
     };
     let path = state.root().join("serve.toml");

@@ -14,6 +14,10 @@ pub const CREDS: &str = "controller.creds";
 pub const TRUST: &str = "trust.json";
 /// Who is enrolled, in the data folder.
 pub const AGENTS: &str = "agents.json";
+/// What credentials of agents are issued with, in the data folder.
+pub const ISSUER: &str = "issuer.json";
+/// Credentials for giving changed accounts to the broker, in the data folder.
+pub const ACCOUNTS_CREDS: &str = "accounts.creds";
 /// First token of every subject.
 pub const PREFIX: &str = "sally";
 
@@ -36,6 +40,7 @@ pub fn schema() -> Schema {
         Key::new("prefix", Kind::Text, "First token of every subject.").default(PREFIX),
         Key::new("ca_file", Kind::Path, "Certificates to trust besides the system's.")
             .example("/etc/sally/ca.pem"),
+        Key::new("tls_first", Kind::Boolean, "TLS before the broker's greeting.").default(false),
         Key::new(
             "data_dir",
             Kind::Path,
@@ -50,6 +55,15 @@ pub fn schema() -> Schema {
         Key::new("agents", Kind::Path, "Who is enrolled: a JSON list of {\"zone\", \"agent\", \"key\"}.")
             .default(file(AGENTS))
             .reload(),
+        Key::new(
+            "issuer",
+            Kind::Path,
+            "What credentials of agents are issued and revoked with; without this file nobody is enrolled.",
+        )
+        .default(file(ISSUER))
+        .reload(),
+        Key::new("accounts_creds", Kind::Path, "Credentials for giving changed accounts to the broker.")
+            .default(file(ACCOUNTS_CREDS)),
     ];
     let usual = Bounds::default();
     let bytes = |name: &str, value: u64, help: &str| {
