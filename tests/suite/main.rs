@@ -24,6 +24,7 @@ mod full_disk;
 mod harness;
 mod isolation;
 mod kills;
+mod narrow;
 mod netns;
 mod output;
 mod outside;
