@@ -48,6 +48,8 @@ struct Written {
     #[serde(default)]
     trust: Option<PathBuf>,
     #[serde(default)]
+    token_file: Option<PathBuf>,
+    #[serde(default)]
     state_dir: Option<PathBuf>,
     #[serde(default)]
     prefix: Option<String>,
@@ -401,7 +403,19 @@ pub fn files(path: &Path) -> Result<Files, ConfigError> {
 
 fn read(path: &Path) -> Read {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut layers = Layers::read(&schema::schema(), &path, std::env::vars_os());
+    let layers = Layers::read(&schema::schema(), &path, std::env::vars_os());
+    let first = of_layers(layers, path);
+    // What enrolment wrote is in the state folder, which the other layers name.
+    let enrolled = first.state_dir().join(schema::ENROLLED);
+    if !enrolled.exists() {
+        return first;
+    }
+    let environment = std::env::vars_os();
+    let layers = Layers::read_above(&schema::schema(), Some(&enrolled), &first.path, environment);
+    of_layers(layers, first.path)
+}
+
+fn of_layers(mut layers: Layers, path: PathBuf) -> Read {
     let written = layers.table().try_into().unwrap_or_else(|error: toml::de::Error| {
         // The list of keys lets nothing through that does not fit; a test compares the two.
         layers.note("", format!("cannot be understood: {error}"));
@@ -444,6 +458,55 @@ pub fn state_dir(path: &Path) -> Result<PathBuf, ConfigError> {
     let mut read = read(path);
     read.layers.problems.retain(|problem| problem.key.is_empty() || problem.key == "state_dir");
     if read.layers.problems.is_empty() { Ok(read.state_dir()) } else { Err(read.error()) }
+}
+
+/// What enrolment needs to know: where its files go, and what is fixed already.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// The seed that signs.
+    pub key: PathBuf,
+    /// The broker's credentials.
+    pub creds: PathBuf,
+    /// The trust list.
+    pub trust: PathBuf,
+    /// What enrolment writes for the configuration.
+    pub enrolled: PathBuf,
+    /// A token for the first start.
+    pub token_file: PathBuf,
+    /// The name, if it is configured.
+    pub name: Option<String>,
+    /// The zone, if it is configured.
+    pub zone: Option<String>,
+}
+
+/// Reads as much of a configuration as enrolment needs: name, zone and address may be missing.
+///
+/// # Errors
+/// When what is written is wrong.
+pub fn places(path: &Path) -> Result<Places, ConfigError> {
+    let mut read = read(path);
+    let written = &read.written;
+    let missing = [("name", &written.name), ("zone", &written.zone), ("url", &written.url)];
+    let missing: Vec<&str> =
+        missing.iter().filter(|(_, value)| value.is_empty()).map(|(key, _)| *key).collect();
+    read.layers.problems.retain(|problem| !missing.contains(&problem.key.as_str()));
+    if !read.layers.problems.is_empty() {
+        return Err(read.error());
+    }
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let (files, state_dir) = (read.files(), read.state_dir());
+    Ok(Places {
+        enrolled: state_dir.join(schema::ENROLLED),
+        token_file: read.file(read.written.token_file.as_deref(), schema::TOKEN_FILE),
+        name: given(&read.written.name),
+        zone: given(&read.written.zone),
+        key: files.key,
+        creds: files.creds,
+        trust: files.trust,
+        state_dir,
+    })
 }
 
 /// The usual limits with what is configured. Every one that is unknown, nothing or too much is noted.

@@ -27,6 +27,8 @@ enum Command {
     },
     /// Keep slots ready in which plans are carried out; `run` starts one if none is configured
     Launcher(LauncherArgs),
+    /// Make this host an agent with a token: makes its keys here, proves the token, gets credentials for its own subjects
+    Enroll(local::enroll::EnrollArgs),
     /// Finish what runs and take nothing new, also after a restart, until `resume`
     Drain {
         #[command(flatten)]
@@ -151,6 +153,7 @@ fn main() -> ExitCode {
         Command::Kept(Kept::Rm { runs, place, .. }) => {
             in_place(&place, |dir| local::kept::rm(dir, &runs).map(|_| ()))
         }
+        Command::Enroll(args) => enroll(&args),
         Command::Test(args) => test(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Sandbox(Sandbox::Explain(args)) => explain(&args),
@@ -271,7 +274,38 @@ fn done<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
     }
 }
 
+fn enroll(args: &local::enroll::EnrollArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return done::<std::io::Error>(Err(error)),
+    };
+    match runtime.block_on(local::enroll::run(args)) {
+        Ok(told) => {
+            // Whoever closed the pipe wants no more.
+            let _ = local::show::text(&told);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(if error.is_usage() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Enrols this host if a token waits for it. Returns whether the start may go on.
+fn first_start(path: &Path) -> Result<(), ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| done::<std::io::Error>(Err(error)))?;
+    runtime.block_on(local::enroll::at_first_start(path)).map_err(|error| {
+        tracing::error!("{error}");
+        ExitCode::FAILURE
+    })
+}
+
 fn run(path: &Path) -> ExitCode {
+    if let Err(code) = first_start(path) {
+        return code;
+    }
     let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => {

@@ -9,6 +9,8 @@
 //! <prefix>.heartbeat.<zone>.<agent>
 //! <prefix>.ask.<zone>.<agent>
 //! <prefix>.api.<verb>                 caller → controller, request and reply
+//! <prefix>.enroll.<zone>.<token>      host that enrols → controller, and the answer on
+//! <prefix>.enrolled.<zone>.<token>    (both built in `nats::accounts::enrolment_subjects`)
 //! ```
 
 use crate::name::{Agent, BadName, Zone};

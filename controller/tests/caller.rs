@@ -280,6 +280,11 @@ impl Played {
             }
             Call::Purge { .. } => json!({"runs": 3, "agents": [target("local-1")]}),
             Call::Forget { agent, .. } => json!({"runs": 1, "agents": [target(agent.as_str())]}),
+            // Tried with a real controller: tests/suite/enrolment.rs.
+            Call::EnrolToken { .. } => {
+                json!({"id": "0".repeat(32), "jwt": "a.b.c", "expires_ms": 4_000_000_000_000_i64})
+            }
+            Call::Revoke { zone, agent } => json!({"zone": zone, "agent": agent, "runs": 2}),
             Call::Drain { drain, .. } => {
                 json!({"agents": [target(if drain { "local-1" } else { "local-2" })]})
             }

@@ -17,6 +17,7 @@ mod delivery;
 mod demo;
 mod doctor;
 mod effects;
+mod enrolment;
 mod facts;
 mod faults;
 mod forgery;

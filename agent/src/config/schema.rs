@@ -19,6 +19,10 @@ pub const CREDS: &str = "agent.creds";
 pub const CURVE_KEY: &str = "curve.seed";
 /// The trust list, in the state folder.
 pub const TRUST: &str = "trust.json";
+/// A token of enrolment for the first start, in the state folder.
+pub const TOKEN_FILE: &str = "enroll.token";
+/// What enrolment wrote, in the state folder.
+pub const ENROLLED: &str = "enrolled.toml";
 /// The operator's profiles, beside the configuration.
 pub const PROFILES_DIR: &str = "profiles.d";
 /// First token of every subject.
@@ -73,6 +77,12 @@ fn identity() -> Vec<Key> {
         Key::new("trust", Kind::Path, "The trust list: whom the agent believes.")
             .default(file(TRUST))
             .reload(),
+        Key::new(
+            "token_file",
+            Kind::Path,
+            "A token of enrolment: used at a start without credentials, then removed.",
+        )
+        .default(file(TOKEN_FILE)),
     ]
 }
 

@@ -2,10 +2,12 @@
 //! [`kept`] work on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
 //! a task would be run, with [`mod@watch`] and [`show`] for its output and
 //! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] and [`configuration`] start nothing.
+//! [`enroll`] makes this host an agent.
 #![forbid(unsafe_code)]
 
 pub mod configuration;
 pub mod doctor;
+pub mod enroll;
 pub mod explain;
 pub mod judged;
 pub mod kept;

@@ -49,7 +49,20 @@ impl Layers {
         file: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
+        Self::read_above(schema, None, file, environment)
+    }
+
+    /// The same above a file that a program wrote for itself: whatever a person wrote counts before it.
+    pub fn read_above(
+        schema: &Schema,
+        below: Option<&Path>,
+        file: &Path,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
         let mut layers = Self::default();
+        if let Some(below) = below {
+            layers.add_file(schema, below);
+        }
         layers.add_file(schema, file);
         match drop_ins(&drop_in_dir(file)) {
             Ok(files) => files.iter().for_each(|file| layers.add_file(schema, file)),

@@ -199,6 +199,26 @@ pub enum Call {
         /// The agent.
         agent: Agent,
     },
+    /// Make a token with which hosts are enrolled; the answer is [`EnrolToken`]. Its secret parts stay with the caller.
+    EnrolToken {
+        /// The zone.
+        zone: Zone,
+        /// For how long, milliseconds by the controller's clock.
+        ttl_ms: u64,
+        /// For how many hosts.
+        uses: u32,
+        /// The public half of the key that proves it.
+        key: PublicKey,
+        /// The public key of the broker's user that goes with it.
+        user: String,
+    },
+    /// Believe an agent no more and cut it off at the broker; the answer is [`Revoked`].
+    Revoke {
+        /// The agent's zone.
+        zone: Zone,
+        /// The agent.
+        agent: Agent,
+    },
     /// Watch a job: events go to the caller's inbox until 40 s have passed since the last such call; the answer is the [`JobRecord`].
     Watch {
         /// The job.
@@ -233,6 +253,8 @@ impl Call {
             Call::Drain { .. } => "drain",
             Call::Ping { .. } => "ping",
             Call::Forget { .. } => "forget",
+            Call::EnrolToken { .. } => "enrol-token",
+            Call::Revoke { .. } => "revoke",
             Call::Watch { .. } => "watch",
             Call::Agents => "agents",
             Call::Hello => "hello",
@@ -417,6 +439,31 @@ pub struct Purged {
     pub agents: Vec<Target>,
 }
 
+/// A token was made; the caller joins it with what it kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolToken {
+    /// Its id.
+    pub id: Nonce,
+    /// The broker's JWT for the host that uses it.
+    pub jwt: String,
+    /// Unix milliseconds after which it is worthless.
+    pub expires_ms: i64,
+}
+
+/// An agent was revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Its zone.
+    pub zone: Zone,
+    /// Its name.
+    pub agent: Agent,
+    /// Waiting runs that were cancelled, and those that it held, which are unknown now.
+    pub runs: u64,
+    /// Why the broker still lets it in, if it does. The controller believes it no more in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// Agents were told to drain or to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drained {
@@ -533,6 +580,14 @@ mod tests {
             Call::Drain { targets: Targets::default(), drain: true },
             Call::Ping { targets: Targets::default(), wait_ms: 1 },
             Call::Forget { zone: Zone::new("dmz").expect("a name"), agent: Agent::new("a").expect("a name") },
+            Call::EnrolToken {
+                zone: Zone::new("dmz").expect("a name"),
+                ttl_ms: 1,
+                uses: 1,
+                key: crate::key::SigningKey::generate().public().clone(),
+                user: "U".into(),
+            },
+            Call::Revoke { zone: Zone::new("dmz").expect("a name"), agent: Agent::new("a").expect("a name") },
             Call::Watch { job, inbox: "x".into(), output: false },
             Call::Agents,
             Call::Hello,

@@ -27,6 +27,7 @@ use super::api::{
     Submit,
 };
 use super::command::{Answer, Cancel, Chunk, Dispatch, Lane, Probe, Receipt, RunAttempt, Stored, To};
+use super::enrol::{Enrol, Enrolled, Identity, NotEnrolled, Outcome, Papers};
 use super::order::{ACCOUNT_LAYER, Content, Order, Program, Retry, RetryOn, SealedSecret, Task};
 use super::record::*;
 use super::report::*;
@@ -383,6 +384,7 @@ fn max_of(kind: Kind) -> usize {
             limit::LIVE_MESSAGE_MAX
         }
         Kind::State | Kind::Heartbeat | Kind::Ask => limit::SMALL_MESSAGE_MAX,
+        Kind::Enrol | Kind::Identity | Kind::Enrolled => limit::SMALL_MESSAGE_MAX,
         Kind::Result => limit::RESULT_MESSAGE_MAX,
         Kind::Request | Kind::Event => limit::API_MESSAGE_MAX,
         Kind::Reply => limit::API_REPLY_MAX,
@@ -435,7 +437,7 @@ fn raw(json: &str) -> Box<RawValue> {
 const NOW_MS: i64 = 1_795_248_000_000;
 
 fn samples() -> Vec<Sample> {
-    [orders(), commands(), reports(), asks(), requests(), answers(), events(), documents()]
+    [orders(), commands(), reports(), asks(), requests(), answers(), events(), enrolments(), documents()]
         .into_iter()
         .flatten()
         .collect()
@@ -757,6 +759,41 @@ fn reports() -> Vec<Sample> {
     ]
 }
 
+fn enrolments() -> Vec<Sample> {
+    let token = Nonce::from_bytes([7; 16]);
+    let agent_key = keys(3).public().clone();
+    let identity = Identity {
+        v: VERSION,
+        token,
+        zone: zone(),
+        agent: Agent::new("web-1").unwrap(),
+        key: agent_key,
+        user: keys(4).public().to_string(),
+    };
+    let bytes = to_bytes(&identity);
+    let request = Enrol {
+        v: VERSION,
+        nonce: token,
+        identity: String::from_utf8(bytes.clone()).unwrap(),
+        signature: keys(3).sign(Kind::Identity, &bytes),
+    };
+    let trust = TrustList {
+        version: 1,
+        expires_ms: NOW_MS + 1,
+        threshold: 1,
+        controllers: vec![keys(2).public().clone()],
+        callers: vec![],
+    };
+    let papers = Papers { zone: zone(), agent: Agent::new("web-1").unwrap(), jwt: "a.b.c".into(), trust };
+    let answer = |outcome| Enrolled { v: VERSION, nonce: token, outcome };
+    vec![
+        signed("enrol-identity", Kind::Identity, 3, &identity),
+        signed("enrol-request", Kind::Enrol, 5, &request),
+        signed("enrol-papers", Kind::Enrolled, 2, &answer(Outcome::Papers(Box::new(papers)))),
+        signed("enrol-refused", Kind::Enrolled, 2, &answer(Outcome::Refused(NotEnrolled::UsedUp))),
+    ]
+}
+
 fn heartbeat() -> Heartbeat {
     Heartbeat {
         v: VERSION,
@@ -829,6 +866,14 @@ fn requests() -> Vec<Sample> {
         Call::Drain { targets: targets.clone(), drain: true },
         Call::Ping { targets: targets.clone(), wait_ms: 2_000 },
         Call::Forget { zone: zone(), agent: agent() },
+        Call::EnrolToken {
+            zone: zone(),
+            ttl_ms: 3_600_000,
+            uses: 1,
+            key: keys(5).public().clone(),
+            user: keys(4).public().to_string(),
+        },
+        Call::Revoke { zone: zone(), agent: agent() },
         watch,
         Call::Agents,
         Call::Hello,

@@ -3,7 +3,8 @@
 //! In reading order: this file has the envelope (kind, key and signature in headers, the exact
 //! bytes as the body) and why a message is refused; [`order`] is what a caller signs, [`command`]
 //! what a controller tells an agent, [`report`] what an agent tells a controller, [`record`] what
-//! people and programs are shown, [`artifact`] the files that scripts leave behind, [`api`] the requests of callers to a controller.
+//! people and programs are shown, [`artifact`] the files that scripts leave behind, [`api`] the requests of callers to a controller,
+//! [`enrol`] how a host becomes an agent.
 //!
 //! The types here are the wire's and nobody else's: rooms turn them into their own. A body names
 //! its version `v`; unknown fields are tolerated, so a new field is no new version. `golden/` pins
@@ -12,6 +13,7 @@
 pub mod api;
 pub mod artifact;
 pub mod command;
+pub mod enrol;
 pub mod order;
 pub mod record;
 pub mod report;
@@ -69,11 +71,17 @@ pub enum Kind {
     Reply,
     /// Controller: something a caller watches has changed.
     Event,
+    /// Host: it asks to be enrolled; signed by a token's key.
+    Enrol,
+    /// Host: who it wants to be; signed by the key that it made. Travels inside an enrolment.
+    Identity,
+    /// Controller: the answer to a host that asked to be enrolled.
+    Enrolled,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Order,
         Kind::Dispatch,
         Kind::Cancel,
@@ -88,6 +96,9 @@ impl Kind {
         Kind::Request,
         Kind::Reply,
         Kind::Event,
+        Kind::Enrol,
+        Kind::Identity,
+        Kind::Enrolled,
     ];
 
     /// The kind's word in the header.
@@ -114,6 +125,9 @@ impl Kind {
             Kind::Request => "sally/request/v1",
             Kind::Reply => "sally/reply/v1",
             Kind::Event => "sally/event/v1",
+            Kind::Enrol => "sally/enrol/v1",
+            Kind::Identity => "sally/identity/v1",
+            Kind::Enrolled => "sally/enrolled/v1",
         }
     }
 

@@ -8,7 +8,7 @@ use sally_common::wire::record::AgentRecord;
 use serde_json::{Value, json};
 
 use super::args::{Format, OutputArgs, TargetArgs};
-use super::{CliError, Exit, Session, format, out, table, text, upkeep};
+use super::{CliError, Exit, Session, enroll, format, out, table, text, upkeep};
 
 /// Look at agents, and decide what they are given.
 #[derive(Debug, Subcommand)]
@@ -41,6 +41,12 @@ pub enum AgentCommand {
     Ping(upkeep::PingArgs),
     /// Forget an agent that will not come back: the work that waits for it is cancelled
     Forget(upkeep::ForgetArgs),
+    #[allow(missing_docs, reason = "the arguments' own text is the help")]
+    Enroll(enroll::EnrollArgs),
+    /// Cut an agent off at once and for good: at the controller and at the broker
+    ///
+    /// Its name is free again; the host has to be enrolled anew, with another key.
+    Revoke(enroll::RevokeArgs),
 }
 
 /// What to list.
@@ -88,6 +94,8 @@ pub(super) async fn agent(session: &Session, command: AgentCommand) -> Result<Ex
         AgentCommand::Drain(args) => return upkeep::drain(&session.connect().await?, &args, true).await,
         AgentCommand::Resume(args) => return upkeep::drain(&session.connect().await?, &args, false).await,
         AgentCommand::Ping(args) => return upkeep::ping(&session.connect().await?, &args).await,
+        AgentCommand::Enroll(args) => return enroll::enroll(session, &args).await,
+        AgentCommand::Revoke(args) => return enroll::revoke(session, &args).await,
         AgentCommand::Forget(args) => return upkeep::forget(&session.connect().await?, &args).await,
     }
     Ok(Exit::Success)

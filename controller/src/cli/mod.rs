@@ -3,7 +3,7 @@
 //! In reading order: this file has the commands and hands each to its file; `args` are the flags that
 //! commands share; `task` turns flags into an order and refuses bad input before anything is sent;
 //! `run` submits and waits, with `secret` for what is sealed first, `follow` for what happens meanwhile,
-//! `live` for output as it comes and `finish` for the end; `job` with `retry` and `artifacts`, `agent` with `upkeep`, and
+//! `live` for output as it comes and `finish` for the end; `job` with `retry` and `artifacts`, `agent` with `upkeep` and `enroll`, and
 //! `context` are the other nouns, `nats` that of who runs a broker; `backup` has two verbs of its own, `configuration` those of `sally serve config`. Then what they print
 //! with: `format`, `fold`, `table`, `text`, `out`; `exit` are the exit codes and `error` is
 //! the one place where an error becomes words.
@@ -16,6 +16,7 @@ mod artifacts;
 mod backup;
 mod configuration;
 mod context;
+mod enroll;
 pub mod error;
 pub mod exit;
 mod finish;

@@ -79,7 +79,7 @@ pub struct ForgetArgs {
     format: OutputArgs,
 }
 
-async fn agents(client: &Client) -> Result<Vec<AgentRecord>, CliError> {
+pub(super) async fn agents(client: &Client) -> Result<Vec<AgentRecord>, CliError> {
     let page: AgentPage = client.call(Call::Agents).await?;
     Ok(page.agents)
 }
@@ -223,7 +223,7 @@ fn ping_table(pings: &[Ping]) -> String {
 }
 
 /// Asks before something is undone that cannot be brought back. Where nobody can be asked, `--yes` has to say it.
-fn confirm(what: &str) -> Result<(), CliError> {
+pub(super) fn confirm(what: &str) -> Result<(), CliError> {
     if !(std::io::stdin().is_terminal() && out::error_is_terminal()) {
         return Err(CliError::usage(format!("nothing was done: {what}")).hint("add --yes to do it"));
     }

@@ -7,6 +7,7 @@ use sally_common::name::{Agent, Zone};
 use sally_common::wire::command::RunAttempt;
 
 use super::error::LedgerError;
+use super::roster::{Roster, RosterAnswer};
 use super::types::*;
 
 /// A change that is asked for.
@@ -82,6 +83,8 @@ pub(super) enum Command {
         before_ms: i64,
         limit: u32,
     },
+    /// Of who is enrolled: has a transaction of its own, see [`super::roster`].
+    Roster(Box<Roster>),
 }
 
 impl Command {
@@ -111,7 +114,8 @@ impl Command {
             | Command::ForgetRequests { .. }
             | Command::Purge { .. }
             | Command::Release { .. }
-            | Command::Recover(_) => true,
+            | Command::Recover(_)
+            | Command::Roster(_) => true,
             _ => false,
         }
     }
@@ -140,6 +144,7 @@ pub(super) enum Answer {
     Changes(Changes),
     Seen(Vec<Seen>),
     Count(u64),
+    Roster(RosterAnswer),
 }
 
 /// A command on its way, with whom to answer and its share of the memory.

@@ -4,7 +4,7 @@
 //! commands on rows, without a database, with `attempts` (from one attempt to the next) and `stop` (ends what waits); `command` and `writer` bring commands to the one task that
 //! writes, many in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `recent` spares
 //! loading; `read` answers
-//! questions; `open` opens the file; `error` says what went wrong and what to do.
+//! questions; [`roster`] is who is enrolled; `open` opens the file; `error` says what went wrong and what to do.
 //!
 //! A change is on the disk before its method returns.
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ mod open;
 pub mod rank;
 mod read;
 mod recent;
+pub mod roster;
 mod row;
 mod save;
 mod stop;

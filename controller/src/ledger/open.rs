@@ -18,7 +18,7 @@ use super::error::{LedgerError, explain};
 use super::row::parse;
 
 /// The schema's version in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// `SALY`, in `PRAGMA application_id`: tells a ledger from other SQLite files.
 const APPLICATION_ID: i64 = 0x5341_4c59;
@@ -152,7 +152,11 @@ async fn create(db: &mut SqliteConnection) -> Result<(), sqlx::Error> {
 
 /// Brings an older ledger up to date, step by step in one transaction.
 async fn upgrade(db: &mut SqliteConnection, found: i64) -> Result<(), sqlx::Error> {
-    let steps = [(2, include_str!("upgrade-2.sql")), (3, include_str!("upgrade-3.sql"))];
+    let steps = [
+        (2, include_str!("upgrade-2.sql")),
+        (3, include_str!("upgrade-3.sql")),
+        (4, include_str!("upgrade-4.sql")),
+    ];
     let mut tx = db.begin().await?;
     for (_, step) in steps.into_iter().filter(|(version, _)| *version > found) {
         sqlx::raw_sql(step).execute(&mut *tx).await?;

@@ -136,6 +136,8 @@ impl<'a> Work<'a> {
             Command::Forget { zone, name } => Answer::Flags(vec![self.forget(zone, name)]),
             // The loader found what may go; nothing is left to decide.
             Command::Prune { .. } => Answer::Count(self.pruned.len() as u64),
+            // The writer has these done elsewhere.
+            Command::Roster(_) => return Err(LedgerError::Closed),
         })
     }
 

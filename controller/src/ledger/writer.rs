@@ -17,6 +17,7 @@ use super::command::{Answer, Command, Request};
 use super::error::{LedgerError, explain};
 use super::load::load;
 use super::recent::Recent;
+use super::roster;
 use super::save::save;
 use super::work::Work;
 
@@ -136,7 +137,14 @@ impl Writer {
 
     /// Commits a batch and answers it. If it fails as a whole, each command gets a transaction of its
     /// own, so that one that cannot be written takes none of the others with it.
-    async fn answer(&mut self, batch: Vec<Request>) {
+    async fn answer(&mut self, mut batch: Vec<Request>) {
+        if let [Request { command: Command::Roster(change), .. }] = batch.as_slice() {
+            let answer = roster::apply(&self.path, &mut self.db, change).await.map(Answer::Roster);
+            if let Some(request) = batch.pop() {
+                let _ = request.reply.send(answer);
+            }
+            return;
+        }
         let commands: Vec<&Command> = batch.iter().map(|r| &r.command).collect();
         let mut together = self.commit(&commands, true).await;
         if together.is_err() && commands.iter().any(|c| matches!(c, Command::Submit(_))) {

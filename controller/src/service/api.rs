@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::submission::{internal, submit, usage};
-use super::{Service, agents, records};
+use super::{Service, agents, enrol, records};
 use crate::ledger::{Cancellation, FoundJob, Job};
 use crate::store::{LogKey, Stream};
 
@@ -179,6 +179,10 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
         Call::Drain { targets, drain } => value(&agents::drain(service, &targets, drain).await?),
         Call::Ping { targets, wait_ms } => value(&agents::ping(service, &targets, wait_ms).await?),
         Call::Forget { zone, agent } => value(&agents::forget(service, caller, &zone, &agent).await?),
+        Call::EnrolToken { zone, ttl_ms, uses, key, user } => {
+            value(&enrol::token(service, caller, zone, ttl_ms, uses, &key, &user).await?)
+        }
+        Call::Revoke { zone, agent } => value(&enrol::revoke(service, caller, &zone, &agent).await?),
         Call::Cancel { id, hard } => value(&cancel(service, &id, hard).await?),
         Call::Watch { job, inbox, output } => {
             if !is_caller_inbox(&inbox) {

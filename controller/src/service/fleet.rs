@@ -322,6 +322,19 @@ impl Fleet {
         (came, before.len())
     }
 
+    /// Takes one more, or the same with another key.
+    pub fn admit(&mut self, agent: Enrolled) {
+        let name = (agent.zone.clone(), agent.agent.clone());
+        if self.members.get(&name).is_none_or(|member| member.enrolled != agent) {
+            self.members.insert(name, Member::new(agent));
+        }
+    }
+
+    /// Knows an agent no more.
+    pub fn dismiss(&mut self, zone: &Zone, agent: &Agent) {
+        self.members.remove(&(zone.clone(), agent.clone()));
+    }
+
     /// Notes who is drained, and for whom work waits.
     pub fn note(&mut self, drained: &[(Zone, Agent)], behind: &[(Zone, Agent)]) {
         for key in drained {
@@ -427,6 +440,7 @@ mod tests {
             zone: Zone::new(zone).expect("name"),
             agent: Agent::new(agent).expect("name"),
             key: SigningKey::generate().public().clone(),
+            user: None,
         });
         Fleet::new(enrolled.collect(), Vec::new())
     }

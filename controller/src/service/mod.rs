@@ -8,6 +8,7 @@
 //! - [`api`]: what callers ask; [`agents`] what of it is about agents; [`submission`] the one way in for work.
 //! - [`dispatch`]: orders bound to agents; [`direct`] those that go past the stream.
 //! - [`inbound`]: what agents say; [`output`]: their streams.
+//! - [`enrol`]: hosts become agents, and agents cease to be.
 //! - [`watchers`]: callers who want to hear of changes. [`chores`]: expiry, nudges, forgetting.
 //!
 //! The ledger is the source for submissions, the agent for results; the broker is asked for nothing that it
@@ -20,6 +21,7 @@ pub mod api;
 pub mod chores;
 pub mod direct;
 pub mod dispatch;
+pub mod enrol;
 pub mod fleet;
 pub mod inbound;
 pub mod output;
@@ -115,13 +117,17 @@ impl Service {
     }
 
     /// Takes what may change while the service runs: who may submit, and who is enrolled.
-    fn reload(&self, settings: Settings) {
+    async fn reload(&self, settings: Settings) {
         *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.trust);
         if let Err(error) = self.accounts.take(&self.prefix, settings.issuer.as_ref()) {
             tracing::error!(%error, "the issuer stays as it was");
         }
         self.accounts_changed.send_modify(|n| *n += 1);
-        let (came, went) = self.fleet().enrol(settings.agents);
+        let members = match enrol::members(&self.ledger, settings.agents).await {
+            Ok(members) => members,
+            Err(error) => return tracing::error!(%error, "the list of agents stays as it was"),
+        };
+        let (came, went) = self.fleet().enrol(members);
         tracing::info!(came, went, "agents are enrolled as the list says now");
     }
 
@@ -161,7 +167,8 @@ pub async fn run(
         ..LogSettings::default()
     };
     let logs = Logs::open(settings.data_dir.join("logs"), logs).await?;
-    let mut fleet = Fleet::new(settings.agents.clone(), ledger.agents().await?);
+    let members = enrol::members(&ledger, settings.agents.clone()).await?;
+    let mut fleet = Fleet::new(members, ledger.agents().await?);
     fleet.note(&ledger.drained().await?, &ledger.agents_behind().await?);
 
     let mut connection = ConnectSettings::new(&settings.url, &settings.creds, "controller");
@@ -170,13 +177,14 @@ pub async fn run(
     connection.pause_max = PROMPT_PAUSE_MAX;
     connection.ca_file.clone_from(&settings.ca_file);
     connection.tls_first = settings.tls_first;
+    let revoked = enrol::revoked_users(&ledger).await?;
     let target = accounts::target(
         &settings.url,
         settings.accounts_creds.clone(),
         settings.ca_file.clone(),
         settings.tls_first,
     );
-    let accounts = accounts::Accounts::new(&settings.prefix, settings.issuer.as_ref(), Vec::new(), target)?;
+    let accounts = accounts::Accounts::new(&settings.prefix, settings.issuer.as_ref(), revoked, target)?;
     let (connected, reconnected) = watch::channel(0u64);
     let client = connect(&connection, move |event| {
         tracing::info!("{event}");
@@ -225,6 +233,14 @@ pub async fn run(
             async move { api::answer(&service, message).await }
         }
     }));
+    let hosts = subscribe(&service, format!("{}.enroll.>", service.prefix.as_str())).await?;
+    tasks.spawn(each(hosts, stop.clone(), {
+        let service = service.clone();
+        move |message| {
+            let service = service.clone();
+            async move { enrol::answer(&service, message).await }
+        }
+    }));
     let nobody = subscribe(&service, format!("{}.>", service.nobody)).await?;
     tasks.spawn(direct::serve(service.clone(), nobody, stop.clone()));
     tasks.spawn(chores::serve(service.clone(), bounds, stop.clone()));
@@ -244,7 +260,7 @@ pub async fn run(
         tokio::select! {
             _ = stop.changed() => break,
             _ = turn.tick() => watchdog.feed(),
-            Some(settings) = reload.recv() => service.reload(settings),
+            Some(settings) = reload.recv() => service.reload(settings).await,
             ended = tasks.join_next() => {
                 if !*stop.borrow() {
                     // A part that ended by itself is a fault of ours: better to end and be started anew.

@@ -24,6 +24,9 @@ pub struct Enrolled {
     pub agent: Agent,
     /// Its key.
     pub key: PublicKey,
+    /// The public key of its user at the broker, if it is known: it can be revoked there then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// What is written, all layers joined.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sally_common::clock::now_ms;
 use sally_common::key::{KeyError, SigningKey};
 use sally_common::name::{Agent, ProfileName, User, Zone};
+use sally_common::nats::creds::Creds;
 use sally_common::trust::{Caller, TrustList};
 
 use crate::broker::state::{StateDir, StateError, write_private};
@@ -184,8 +185,13 @@ pub fn write_agent(
     }
     let path = dir.join("agent.toml");
     write_private(&path, config.to_string().as_bytes())?;
-    let enrolled =
-        Enrolled { zone: shape.zone.clone(), agent: shape.name.clone(), key: own_key.public().clone() };
+    let user = Creds::read(creds).map_err(StateError::from)?.key().public_key();
+    let enrolled = Enrolled {
+        zone: shape.zone.clone(),
+        agent: shape.name.clone(),
+        key: own_key.public().clone(),
+        user: Some(user),
+    };
     Ok(AgentFiles { enrolled, dir, config: path, socket })
 }
 

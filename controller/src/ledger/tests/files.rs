@@ -37,7 +37,7 @@ async fn what_is_no_ledger_is_refused_with_a_sentence() {
     let path = dir.path().join("newer");
     Ledger::open(&path).await.unwrap().close().await;
     execute(&path, "PRAGMA user_version = 99").await;
-    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 3, .. }));
+    assert!(matches!(refused(&path).await, LedgerError::Newer { found: 99, known: 4, .. }));
 
     assert!(matches!(refused(&dir.path().join("no/such/folder")).await, LedgerError::Open { .. }));
     let path = dir.path().join("folder");

@@ -5,6 +5,7 @@ mod attempts;
 mod basic;
 mod files;
 mod model;
+mod roster;
 mod speed;
 mod stopping;
 
