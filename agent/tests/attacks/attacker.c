@@ -1,9 +1,8 @@
-/* The attacks, one function each, as a static program that the tests start inside the sandbox (and some outside).
+/* The attacks, one function each, as a static program (with those of escapes.c) that the tests start inside the sandbox (and some outside).
  * An attack ends with OPEN if it did its harm, CLOSED if it was refused, CANNOT if this kernel has no such thing.
  * The last line that it prints says what happened. Nothing here harms the machine if it succeeds. */
-#define _GNU_SOURCE
+#include "attacker.h"
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -11,9 +10,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -30,21 +27,6 @@
 #include <sys/wait.h>
 #include <arpa/inet.h>
 #include <unistd.h>
-
-enum { OPEN = 10, CLOSED = 20, CANNOT = 30 };
-
-static int end(int code, const char *what) {
-    printf("%s: %s\n", what, code == OPEN ? "done" : strerror(errno));
-    return code;
-}
-
-/* A call that did its work if it returned no error. */
-static int judge(long rc, const char *what) { return end(rc >= 0 ? OPEN : CLOSED, what); }
-
-/* A call with arguments that no kernel takes: its code was reached unless the answer is that of a filter. */
-static int reached(long rc, const char *what) {
-    return end(rc < 0 && (errno == EPERM || errno == ENOSYS || errno == EACCES) ? CLOSED : OPEN, what);
-}
 
 /* Files. */
 static int a_read(char **arg) {
@@ -382,6 +364,9 @@ static const struct { const char *name; int (*run)(char **); } attacks[] = {
     ATTACK(answer_at_once), ATTACK(many), ATTACK(world), ATTACK(abstract_server), ATTACK(bpf), ATTACK(perf), ATTACK(userfaultfd), ATTACK(io_uring),
     ATTACK(memfd_secret), ATTACK(keys), ATTACK(personality), ATTACK(hostname),
     ATTACK(foreign_table), ATTACK(host_settings), ATTACK(terminal), ATTACK(console), ATTACK(wait),
+    ATTACK(unix_socket), ATTACK(unix_datagram), ATTACK(packets), ATTACK(fifo), ATTACK(group_files), ATTACK(mount_groups),
+    ATTACK(kernel_files), ATTACK(devices), ATTACK(open_processes), ATTACK(x32), ATTACK(own_terminal), ATTACK(tty),
+    ATTACK(file_capability), ATTACK(made_setuid), ATTACK(rename_box), ATTACK(read_any), ATTACK(neighbour),
 };
 
 int main(int argc, char **argv) {

@@ -1,6 +1,7 @@
 //! The list of attacks: what is tried, what keeps it out, and without which layers it succeeds. The table in
-//! `docs/sandbox.md` is made from it.
+//! `docs/sandbox.md` is made from it and from `escapes`.
 
+use crate::escapes::ESCAPES;
 use sally_agent::sandbox::Layer::{self, *};
 use sally_agent::sandbox::Mode;
 use sally_agent::sandbox::Profile;
@@ -28,24 +29,28 @@ pub(crate) type Case = (Option<Mode>, Profile, &'static [Layer]);
 
 /// An attack that is tried by another test of this folder.
 pub(crate) struct Elsewhere {
-    /// File and name of the test.
+    /// File (in `tests`, or with its folders) and name of the test.
     pub(crate) test: (&'static str, &'static str),
     pub(crate) what: &'static str,
     /// What keeps it out.
     pub(crate) by: &'static str,
 }
 
-const STRICT: Profile = Profile::Strict;
-const NET: Profile = Profile::Net;
-const HOST: Profile = Profile::Host;
-const ALL: &[Profile] = &Profile::ALL;
-const PRIVATE: &[Profile] = &[STRICT, NET];
+pub(crate) const STRICT: Profile = Profile::Strict;
+pub(crate) const NET: Profile = Profile::Net;
+pub(crate) const HOST: Profile = Profile::Host;
+pub(crate) const ALL: &[Profile] = &Profile::ALL;
+pub(crate) const PRIVATE: &[Profile] = &[STRICT, NET];
 const ONLY_STRICT: &[Profile] = &[STRICT];
-const ROOT: Option<Mode> = Some(Mode::Root);
-const USER: Option<Mode> = Some(Mode::User);
+pub(crate) const ROOT: Option<Mode> = Some(Mode::Root);
+pub(crate) const USER: Option<Mode> = Some(Mode::User);
 
 /// An attack that one filter alone keeps out, in every profile.
-const fn by_filter(test: &'static str, what: &'static str, run: &'static [&'static str]) -> Attack {
+pub(crate) const fn by_filter(
+    test: &'static str,
+    what: &'static str,
+    run: &'static [&'static str],
+) -> Attack {
     Attack { test, what, run, profiles: ALL, opens: &[(None, STRICT, &[Seccomp])], holds: &[], unseen: "" }
 }
 
@@ -76,14 +81,19 @@ const fn by_any_of_three(
     Attack { test, what, run, profiles, opens: OPENS, holds: HOLDS, unseen: "" }
 }
 
-pub(crate) const ATTACKS: &[Attack] = &[
+/// Every attack, in the order of the table.
+pub(crate) fn attacks() -> impl Iterator<Item = &'static Attack> {
+    ATTACKS.iter().chain(ESCAPES)
+}
+
+const ATTACKS: &[Attack] = &[
     Attack {
         test: "the_hosts_passwords",
         what: "read `/etc/shadow`",
         run: &["read", "/etc/shadow"],
         profiles: ALL,
-        opens: &[(ROOT, STRICT, &[User, Root])],
-        holds: &[(None, STRICT, &[Root])],
+        opens: &[(ROOT, STRICT, &[User, Root]), (ROOT, HOST, &[Capabilities])],
+        holds: &[(None, STRICT, &[Root]), (None, STRICT, &[Capabilities])],
         unseen: "user mode: the account may not read it outside either",
     },
     Attack {

@@ -2,7 +2,7 @@
 
 use crate::destinations::{DESTINATIONS, Try};
 use crate::mode_name;
-use crate::registry::{ATTACKS, Attack, Case, ELSEWHERE};
+use crate::registry::{Attack, Case, ELSEWHERE, attacks};
 use sally_agent::sandbox::{Layer, Profile};
 use std::fmt::Write as _;
 use std::fs;
@@ -35,7 +35,7 @@ fn table() -> String {
     let mut text = String::from(
         "| attack | refused in | done without | refused by what is left without | test |\n| --- | --- | --- | --- | --- |\n",
     );
-    for attack in ATTACKS {
+    for attack in attacks() {
         let Attack { what, test, .. } = attack;
         let (refused, done, held) = (profiles(attack.profiles), done(attack), cases(attack.holds));
         let _ = writeln!(text, "| {what} | {refused} | {done} | {held} | `attacks::{test}` |");
