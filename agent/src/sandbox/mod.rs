@@ -13,7 +13,7 @@
 //! - `cgroup`, `cgroup_group`, `cgroup_rates`: control groups: where they are, one slot's, and how fast it may go.
 //! - `secrets`, `artifacts`, `keep`: what goes into the box and out of it besides a script and its output.
 //! - `network`: destinations that a script may connect to. `network_inside`: its own network with them; `network_connector`,
-//!   `network_relay`: the way out.
+//!   `network_relay`: the way out, `network_confine`: how narrow it is.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `explain`: the same in words, for people.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
@@ -43,6 +43,7 @@ mod landlock;
 mod launcher;
 mod layer;
 mod network;
+mod network_confine;
 mod network_connector;
 mod network_inside;
 mod network_relay;

@@ -234,15 +234,32 @@ static int a_many(char **arg) {
     printf("%d answers\n", answers);
     return 0;
 }
-/* A network to be attacked: on two ports TCP that greets and keeps the connection, on the first UDP that answers, and an
- * abstract socket. It says when it is up, and dies with whoever started it. */
+/* The answer to a question for a name, made of the question: names that begin with "dns" have one address. */
+static int name_answer(unsigned char *packet, int length) {
+    static const unsigned char address[] = {0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 99, 0, 1};
+    int at = 12;
+    while (at < length && packet[at]) at += packet[at] + 1;
+    int known = packet[12] == 3 && !memcmp(packet + 13, "dns", 3), wanted = packet[at + 2] == 1;
+    packet[2] = 0x81;
+    packet[3] = known ? 0x80 : 0x83;
+    memset(packet + 6, 0, 6);
+    length = at + 5;
+    if (known && wanted) {
+        packet[7] = 1;
+        memcpy(packet + length, address, sizeof address);
+        length += sizeof address;
+    }
+    return length;
+}
+/* A network to be attacked: on two ports TCP that greets and keeps the connection, on the first UDP that answers, an
+ * abstract socket, one that is a file, and a server of names. It says when it is up, and dies with whoever started it. */
 static int a_world(char **arg) {
     int on = 1, off = 0;
-    struct pollfd fds[3];
+    struct pollfd fds[4];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
-    for (int i = 0; i < 3; i++) {
-        struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(arg[i % 2]))};
+    for (int i = 0; i < 4; i++) {
+        struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons(i < 3 ? atoi(arg[i % 2]) : 53)};
         fds[i].fd = socket(AF_INET6, i < 2 ? SOCK_STREAM : SOCK_DGRAM, 0);
         fds[i].events = POLLIN;
         setsockopt(fds[i].fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -255,6 +272,11 @@ static int a_world(char **arg) {
     int hidden = socket(AF_UNIX, SOCK_STREAM, 0);
     if (bind(hidden, (void *)&name, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(arg[2])) < 0 || listen(hidden, 9) < 0)
         return end(CLOSED, "serve");
+    struct sockaddr_un file = {.sun_family = AF_UNIX};
+    strncpy(file.sun_path, arg[3], sizeof file.sun_path - 1);
+    int named = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(named, (void *)&file, sizeof file) < 0 || chmod(arg[3], 0777) < 0 || listen(named, 9) < 0)
+        return end(CLOSED, "serve");
     puts("up");
     fflush(stdout);
     close(1);
@@ -262,11 +284,16 @@ static int a_world(char **arg) {
         char byte;
         struct sockaddr_storage from;
         socklen_t length = sizeof from;
-        poll(fds, 3, -1);
+        unsigned char packet[1024];
+        poll(fds, 4, -1);
         for (int i = 0; i < 2; i++)
             if (fds[i].revents) send(accept(fds[i].fd, 0, 0), "!", 1, MSG_NOSIGNAL);
         if (fds[2].revents && recvfrom(fds[2].fd, &byte, 1, 0, (void *)&from, &length) >= 0)
             sendto(fds[2].fd, "!", 1, 0, (void *)&from, length);
+        if (!fds[3].revents) continue;
+        length = sizeof from;
+        ssize_t asked = recvfrom(fds[3].fd, packet, 512, 0, (void *)&from, &length);
+        if (asked > 16) sendto(fds[3].fd, packet, name_answer(packet, asked), 0, (void *)&from, length);
     }
 }
 /* A neighbour that can be connected to by whoever sees its abstract socket. */

@@ -373,6 +373,16 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
         by: "the connector: 64 at a time, killed with the attempt",
     },
     Elsewhere {
+        test: ("src/sandbox/network_confine_tests", "a_connector_can_look_up_and_connect_and_nothing_else"),
+        what: "use the process that looks up names: files, programs, sockets, other processes",
+        by: "its own landlock, system call filter, no capability; also tried without them",
+    },
+    Elsewhere {
+        test: ("src/sandbox/network_confine_tests", "a_relay_can_carry_bytes_to_its_port_and_nothing_else"),
+        what: "use the process of one connection: another port, a file, another process",
+        by: "its own landlock, system call filter, no capability; also tried without them",
+    },
+    Elsewhere {
         test: ("sandbox", "exactly_four_descriptors_are_open_and_can_be_opened_again"),
         what: "find any descriptor but 0 to 3",
         by: "`closed_descriptors`",

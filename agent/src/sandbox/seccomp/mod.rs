@@ -14,6 +14,9 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod helper;
+
+pub(super) use helper::HelperFilters;
 
 use super::definition::ProfileDefinition;
 use super::profile::Profile;
