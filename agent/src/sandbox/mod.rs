@@ -56,6 +56,8 @@ mod seccomp;
 mod secrets;
 mod stage;
 mod step;
+#[cfg(test)]
+mod swap_tests;
 mod sys;
 mod template;
 mod verify;

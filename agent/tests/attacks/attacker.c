@@ -393,7 +393,8 @@ static const struct { const char *name; int (*run)(char **); } attacks[] = {
     ATTACK(foreign_table), ATTACK(host_settings), ATTACK(terminal), ATTACK(console), ATTACK(wait),
     ATTACK(unix_socket), ATTACK(unix_datagram), ATTACK(packets), ATTACK(fifo), ATTACK(group_files), ATTACK(mount_groups),
     ATTACK(kernel_files), ATTACK(devices), ATTACK(open_processes), ATTACK(x32), ATTACK(own_terminal), ATTACK(tty),
-    ATTACK(file_capability), ATTACK(made_setuid), ATTACK(rename_box), ATTACK(read_any), ATTACK(neighbour),
+    ATTACK(file_capability), ATTACK(made_setuid), ATTACK(rename_box), ATTACK(read_any), ATTACK(neighbour), ATTACK(hoard), ATTACK(litter),
+    ATTACK(swap), ATTACK(ask_launcher),
 };
 
 int main(int argc, char **argv) {

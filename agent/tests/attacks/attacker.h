@@ -39,4 +39,8 @@ int a_made_setuid(char **arg);
 int a_rename_box(char **arg);
 int a_read_any(char **arg);
 int a_neighbour(char **arg);
+int a_hoard(char **arg);
+int a_litter(char **arg);
+int a_swap(char **arg);
+int a_ask_launcher(char **arg);
 #endif

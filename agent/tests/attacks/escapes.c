@@ -2,6 +2,7 @@
  * the processes that made the sandbox, and a neighbour in another slot. */
 #include "attacker.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -208,4 +209,69 @@ int a_neighbour(char **arg) {
     fflush(stdout);
     pause();
     return 0;
+}
+
+/* So many MiB of memory that is no process's own, in one way or another. */
+int a_hoard(char **arg) {
+    static char block[1 << 20];
+    int wanted = atoi(arg[1]), fds[2], file = -1;
+    if (!strcmp(arg[0], "memfd")) file = syscall(SYS_memfd_create, "hoard", 0);
+    if (!strcmp(arg[0], "file")) file = open("/dev/shm/hoard", O_WRONLY | O_CREAT, 0600);
+    for (long have = 0; have < (long)wanted << 20;) {
+        long more = -1;
+        if (file >= 0) more = write(file, block, sizeof block);
+        if (!strcmp(arg[0], "system-v")) {
+            char *at = shmat(shmget(IPC_PRIVATE, sizeof block, IPC_CREAT | 0600), NULL, 0);
+            if (at != (void *)-1) memset(at, 1, more = sizeof block);
+        }
+        if (!strcmp(arg[0], "pipes") && pipe(fds) == 0) {
+            fcntl(fds[1], F_SETFL, O_NONBLOCK);
+            for (long length = more = 0; (length = write(fds[1], block, 4096)) > 0;) more += length;
+        }
+        if (more <= 0) return end(CLOSED, arg[0]);
+        have += more;
+    }
+    return end(OPEN, arg[0]);
+}
+/* Folders so deep, with names so long; files without content that claim a TiB; more files than there may be. */
+int a_litter(char **arg) {
+    char name[256];
+    int depth = 0, files = 0, top = open(".", O_RDONLY | O_DIRECTORY);
+    memset(name, 'n', 255);
+    name[255] = 0;
+    while (depth < atoi(arg[0]) && mkdir(name, 0700) == 0 && chdir(name) == 0) depth++;
+    fchdir(top);
+    signal(SIGXFSZ, SIG_IGN);
+    int file = open("sparse", O_RDWR | O_CREAT, 0600);
+    int sparse = ftruncate(file, 1l << 40) == 0 || pwrite(file, "x", 1, 1l << 40) == 1;
+    for (; files < 1000000; files++) {
+        snprintf(name, sizeof name, "file%d", files);
+        int one = open(name, O_WRONLY | O_CREAT, 0600);
+        if (one < 0) break;
+        close(one);
+    }
+    printf("%d deep, %s, %s\n", depth, sparse ? "a TiB" : "no TiB", files < 1000000 ? "no million" : "a million");
+    return 0;
+}
+/* A folder that is a link to /etc every other moment, until killed, and a file in it that is named to be kept. */
+int a_swap(char **arg) {
+    const char *keep = "{\"@artifact\":\"folder/passwd\"}";
+    (void)arg;
+    if (mkdir("folder", 0700) < 0 || symlink("/etc", "link") < 0) return 99;
+    int file = open("folder/passwd", O_WRONLY | O_CREAT, 0600);
+    if (write(file, "mine", 4) != 4 || write(3, keep, strlen(keep)) < 0) return 99;
+    if (fork()) return 0;
+    setsid();
+    for (;;) syscall(SYS_renameat2, AT_FDCWD, "folder", AT_FDCWD, "link", 2 /* exchange */);
+}
+/* A question to the launcher: an answer counts. */
+int a_ask_launcher(char **arg) {
+    struct sockaddr_un to = named(arg[0]);
+    char answer[65536];
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    if (fd < 0 || connect(fd, (void *)&to, sizeof to) < 0) return end(CLOSED, "connect to the launcher");
+    if (send(fd, "\"info\"", 6, MSG_NOSIGNAL) != 6) return end(CLOSED, "ask the launcher");
+    ssize_t length = recv(fd, answer, sizeof answer, 0);
+    if (length == 0) errno = ECONNRESET;
+    return end(length > 0 ? OPEN : CLOSED, "hear the launcher");
 }

@@ -403,6 +403,46 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
         by: "the keeper takes regular files beneath the work folder",
     },
     Elsewhere {
+        test: ("leavings", "a_folder_that_becomes_a_link_is_not_followed"),
+        what: "swap a folder for a link to `/etc` while a file in it is to be kept",
+        by: "the keeper takes files when everything is dead, through no link",
+    },
+    Elsewhere {
+        test: ("src/sandbox/swap_tests", "files_to_keep_are_taken_through_no_link_that_appears_meanwhile"),
+        what: "the same if something could live on beside the keeper",
+        by: "`openat2` beneath the work folder, through no link; also tried without it",
+    },
+    Elsewhere {
+        test: ("src/sandbox/swap_tests", "a_work_folder_is_kept_through_no_link_that_appears_meanwhile"),
+        what: "the same when the whole work folder is kept",
+        by: "`openat2` beneath the work folder, through no link; also tried without it",
+    },
+    Elsewhere {
+        test: ("leavings", "memory_that_is_no_process_s_own_is_the_runs"),
+        what: "hoard memory in memory files, `/dev/shm`, System V segments, pipes",
+        by: "`cgroup_memory`; also tried with room for it. Not limited without control groups",
+    },
+    Elsewhere {
+        test: ("leavings", "folders_without_end_go_with_the_attempt"),
+        what: "leave folders 4000 deep with the longest names, a sparse file of a TiB, files without end",
+        by: "`rlimits`, the limits of the box, which goes as a whole",
+    },
+    Elsewhere {
+        test: ("forged", "another_account_is_not_heard"),
+        what: "speak to the launcher from another account, a slot's included",
+        by: "the socket's mode, then the peer's uid; also tried from the right account",
+    },
+    Elsewhere {
+        test: ("forged", "forged_words_to_the_launcher_are_refused_and_it_goes_on"),
+        what: "forged, malformed, endless requests and connections to the launcher",
+        by: "the launcher: bounded messages, its own policy",
+    },
+    Elsewhere {
+        test: ("forged", "forged_plans_to_a_keeper_are_refused_and_nothing_runs"),
+        what: "forged and malformed plans to a keeper, of another profile, with wrong descriptors",
+        by: "the keeper: it checks what it is asked as if nobody had",
+    },
+    Elsewhere {
         test: ("sandbox", "leftovers_are_killed_counted_and_not_waited_for"),
         what: "outlive the run: `setsid`, double fork, ignored signals",
         by: "`pid`",
@@ -446,5 +486,15 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
         test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
         what: "ignore every signal",
         by: "`pid`",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "stop oneself (`SIGSTOP`) so as not to hear the end of the time; loop without end",
+        by: "`pid`",
+    },
+    Elsewhere {
+        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
+        what: "flood the result and the errors",
+        by: "the keeper drains and counts",
     },
 ];
