@@ -88,10 +88,8 @@ mod versions {
     use serde_json::Value;
 
     /// Objects of a fixed shape in messages; others have keys of their own.
-    const OBJECTS: [&str; 11] = [
-        "from", "to", "news", "question", "slots", "spool", "host", "sandbox", "stored", "call",
-        "usage",
-    ];
+    const OBJECTS: [&str; 11] =
+        ["from", "to", "news", "question", "slots", "spool", "host", "sandbox", "stored", "call", "usage"];
     const UNKNOWN: &str = "\"from_the_future\":{\"list\":[1,null],\"text\":\"?\"},";
     /// Fields that came after the first version, by the objects in which they stand.
     const LATE: [(&str, &[&str]); 3] = [
