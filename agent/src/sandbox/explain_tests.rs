@@ -142,3 +142,14 @@ fn unix_sockets_of_the_host_are_explained_as_they_are() {
         "(a socket in it can be connected to): /opt"
     ));
 }
+
+#[test]
+fn the_examples_are_profiles() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/profiles.d");
+    let files = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let texts: Vec<String> = files.flatten().filter_map(|f| std::fs::read_to_string(f.path()).ok()).collect();
+    assert!(texts.len() >= 2);
+    for text in texts {
+        assert!(lines_with(&defined(&text)).iter().any(|line| line.starts_with("says: ")), "{text}");
+    }
+}
