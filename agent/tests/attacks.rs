@@ -6,6 +6,8 @@
 
 #[path = "attacks/destinations.rs"]
 mod destinations;
+#[path = "attacks/elsewhere.rs"]
+mod elsewhere;
 #[path = "attacks/escapes.rs"]
 mod escapes;
 #[path = "attacks/registry.rs"]

@@ -1,8 +1,9 @@
 //! The table of attacks as it stands in the documentation, made from the registry.
 
 use crate::destinations::{DESTINATIONS, Try};
+use crate::elsewhere::ELSEWHERE;
 use crate::mode_name;
-use crate::registry::{Attack, Case, ELSEWHERE, attacks};
+use crate::registry::{Attack, Case, attacks};
 use sally_agent::sandbox::{Layer, Profile};
 use std::fmt::Write as _;
 use std::fs;
