@@ -15,7 +15,8 @@ use super::record::{
 };
 use super::step::{Step, StepError};
 use super::sys;
-use super::wire::{self, Answer, Ended, INIT_KILL, INIT_TERM, PlanFds, Report, Word};
+use super::terminal;
+use super::wire::{self, Answer, Ended, INIT_HANGUP, INIT_KILL, INIT_TERM, PlanFds, Report, Word};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,7 +50,8 @@ pub(super) fn run(
     fds: PlanFds,
     prepared: Result<Prepared, StepError>,
 ) {
-    let PlanFds { stdout, stderr, result, result_file, artifacts, exit, events, control, inputs } = fds;
+    let PlanFds { stdout, stderr, result, result_file, artifacts, exit, events, control, mut inputs } = fds;
+    let mut master = None;
     let begun = prepared.and_then(|prepared| {
         let limits = &plan.limits;
         let before = keeper.setup.group.begin(limits)?;
@@ -58,6 +60,10 @@ pub(super) fn run(
             (stderr, limits.stderr_bytes),
             (result, limits.result_bytes),
         ])?;
+        if plan.terminal {
+            let (outside, inside) = terminal::make()?;
+            (master, inputs.stdin) = (Some(outside), Some(inside));
+        }
         let mut list = vec![out.as_fd(), err.as_fd(), three.as_fd()];
         list.extend(inputs.list());
         wire::send_bytes(prepared.stage_socket.as_fd(), bytes, &list, MsgFlags::empty())
@@ -66,7 +72,7 @@ pub(super) fn run(
     });
     drop(inputs);
     let init = begun.as_ref().map_or(0, |(prepared, ..)| prepared.init.as_raw());
-    keeper.answer(&Answer::Accepted { keeper: getpid().as_raw(), init });
+    keeper.answer_with(&Answer::Accepted { keeper: getpid().as_raw(), init }, master);
     let mut record = empty_record(keeper, plan);
     let mut init = None;
     match begun {
@@ -431,7 +437,7 @@ impl Attempt<'_> {
             self.order(INIT_KILL);
             self.alarm = Some((now + INIT_LIMIT, Alarm::KillInit));
         } else if first {
-            self.order(INIT_TERM);
+            self.order(if self.plan.terminal { INIT_HANGUP } else { INIT_TERM });
             self.alarm = deadline(now, self.plan.grace_ms).map(|due| (due, Alarm::Kill));
         }
     }

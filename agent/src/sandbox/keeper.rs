@@ -320,6 +320,10 @@ impl Keeper {
             return None;
         }
         match PlanFds::from_list(fds) {
+            Some(fds) if plan.terminal && fds.inputs.stdin.is_some() => {
+                self.answer(&Answer::Refused("the plan has a terminal and came with another input".into()));
+                None
+            }
             Some(fds) => Some((plan, bytes, fds)),
             None => {
                 self.answer(&Answer::Refused("the plan came with too few or too many descriptors".into()));
@@ -334,9 +338,14 @@ impl Keeper {
         // What the operator's profile sets is the launcher's own, and within no policy but its limits.
         let plan = self.setup.adapt(asked);
         plan.limits.check_within(&self.setup.policy.ceiling)?;
-        let Shape { profile, defined, user, .. } = &self.setup.shape;
+        let Shape { profile, defined, user, terminal, .. } = &self.setup.shape;
         if (plan.profile, &plan.defined, &plan.user) != (*profile, defined, user) {
             return Err(format!("this keeper is made for {}, not for {}", self.setup.shape, plan.shape()));
+        }
+        if plan.terminal != *terminal {
+            return Err(
+                "this keeper is made for plans with a terminal, or for those without: ask again".into()
+            );
         }
         if plan.is_listed() != self.setup.listed {
             return Err("this keeper is made for another kind of network than the plan's".into());
@@ -345,8 +354,14 @@ impl Keeper {
     }
 
     pub(super) fn answer(&self, answer: &Answer) {
+        self.answer_with(answer, None);
+    }
+
+    /// Answers with the master of a terminal, if there is one.
+    pub(super) fn answer_with(&self, answer: &Answer, terminal: Option<OwnedFd>) {
         if let Some(client) = &self.client {
-            let _ = wire::send(client.as_fd(), answer, &[], MsgFlags::MSG_DONTWAIT);
+            let fds: Vec<_> = terminal.iter().map(OwnedFd::as_fd).collect();
+            let _ = wire::send(client.as_fd(), answer, &fds, MsgFlags::MSG_DONTWAIT);
         }
     }
 }
@@ -373,6 +388,7 @@ fn build(
     let template = Template {
         profile: setup.profile,
         listed: setup.listed,
+        terminal: setup.shape.terminal,
         host_box: &setup.host_box,
         task_program: task_program.as_fd(),
         uid: setup.uid,

@@ -91,6 +91,9 @@ pub struct LauncherArgs {
     /// Kill what keepers of a dead launcher still run, and end: for whoever started that launcher with --stop-kills
     #[arg(long, hide = true)]
     pub end_strays: bool,
+    /// Let plans have a terminal: for `sandbox shell`, on this host alone
+    #[arg(long, hide = true)]
+    pub terminal: bool,
     /// For tests: leave one layer out, to see the report change
     #[arg(long = "break", value_name = "LAYER", hide = true)]
     pub broken: Vec<Layer>,
@@ -305,6 +308,7 @@ impl Launcher {
             destinations: self.args.allow.clone(),
             ceiling: Limits::CEILING,
             max_timeout_ms: self.args.max_timeout.saturating_mul(1000),
+            terminal: self.args.terminal,
         }
     }
 

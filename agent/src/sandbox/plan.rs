@@ -62,6 +62,10 @@ pub struct Plan {
     /// profile has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<Vec<Destination>>,
+    /// A terminal in place of standard input, output and error; its master comes with the keeper's answer. Nothing that
+    /// came over a network can ask for it, and only a launcher that was started for it has one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 /// What is executed.
@@ -311,6 +315,7 @@ impl Plan {
             defined: self.defined.clone(),
             user: self.user.clone(),
             listed: self.is_listed(),
+            terminal: self.terminal,
         }
     }
 
@@ -392,6 +397,7 @@ pub(super) mod tests {
             keep_bytes: 0,
             require: vec![],
             destinations: None,
+            terminal: false,
         }
     }
 
