@@ -366,6 +366,9 @@ impl Plan {
         for line in lines {
             let _ = writeln!(text, "{line}");
         }
+        if self.terminal {
+            let _ = writeln!(text, "give it a terminal of its own as input and output");
+        }
         if !self.require.is_empty() {
             let names: Vec<_> = self.require.iter().map(|l| l.name()).collect();
             let _ = writeln!(text, "refuse to start without {}", names.join(", "));
@@ -447,6 +450,9 @@ pub(super) mod tests {
         for words in ["profile strict", "no network", "TERM after 1000 ms", "without net"] {
             assert!(text.contains(words), "{text}");
         }
+        assert!(!text.contains("terminal"));
+        plan.terminal = true;
+        assert!(plan.describe().contains("a terminal of its own"));
         plan.destinations = Some(vec!["db:5432".parse().unwrap()]);
         assert!(plan.describe().contains("connections to db:5432 and nothing else"));
     }

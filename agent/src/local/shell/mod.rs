@@ -2,7 +2,7 @@
 //! profile would have.
 //!
 //! Plan, sandbox and limits are those of a run. What a run does not have is the terminal: the sandbox gets one of its own,
-//! and [`relay`] carries bytes between that and the user's, which [`raw`] switches over and back.
+//! and `relay` carries bytes between that and the user's, which `raw` switches over and back.
 #![forbid(unsafe_code)]
 
 mod raw;
