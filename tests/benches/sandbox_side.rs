@@ -171,6 +171,7 @@ fn plan() -> Plan {
         keep_bytes: 0,
         require: vec![],
         destinations: None,
+        terminal: false,
     }
 }
 

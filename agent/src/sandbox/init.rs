@@ -13,7 +13,7 @@ use super::stage;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
 use super::template;
-use super::wire::{self, Ended, INIT_KILL, INIT_TERM, Report, Word};
+use super::wire::{self, Ended, INIT_HANGUP, INIT_KILL, INIT_TERM, Report, Word};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
@@ -162,6 +162,7 @@ fn build(
             base,
             covered,
             setup.definition.as_deref(),
+            setup.shape.terminal,
         )?,
         true => {
             drop(covered);
@@ -277,11 +278,11 @@ impl Supervision {
 
     fn obey(&mut self, order: u8) {
         match order {
-            // The stage is the leader of its own group; before its setsid there is no such group.
-            INIT_TERM => drop(
-                kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM)
-                    .or_else(|_| kill(self.main, Signal::SIGTERM)),
-            ),
+            INIT_TERM => self.tell_main(Signal::SIGTERM),
+            INIT_HANGUP => {
+                self.tell_main(Signal::SIGHUP);
+                self.tell_main(Signal::SIGCONT); // One that is stopped hears it too.
+            }
             INIT_KILL => {
                 self.reap();
                 self.killing = true;
@@ -294,6 +295,12 @@ impl Supervision {
             }
             _ => {}
         }
+    }
+
+    /// The stage is the leader of its own group; before its setsid there is no such group.
+    fn tell_main(&self, signal: Signal) {
+        let group = Pid::from_raw(-self.main.as_raw());
+        let _ = kill(group, signal).or_else(|_| kill(self.main, signal));
     }
 
     fn report(&self, keeper: &OwnedFd) {

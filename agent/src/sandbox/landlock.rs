@@ -10,6 +10,7 @@ use super::profile::Profile;
 use super::step::{Step, StepError};
 use super::sys;
 use super::template::{DEVICES, SYSTEM_LINKS};
+use super::terminal;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -97,6 +98,7 @@ pub(super) fn prepare(
     base: &Path,
     closed: OwnedFd,
     definition: Option<&ProfileDefinition>,
+    with_terminal: bool,
 ) -> Result<Option<Rules>, StepError> {
     const STEP: &str = "landlock";
     let abi = abi();
@@ -126,6 +128,10 @@ pub(super) fn prepare(
     let node = access::READ_FILE | access::WRITE_FILE | access::TRUNCATE | access::IOCTL_DEV;
     for name in DEVICES {
         allow(&Path::new("/dev").join(name), node)?;
+    }
+    if with_terminal {
+        allow(Path::new(terminal::CONTROLLING), node)?;
+        allow(Path::new(terminal::FOLDER), node | access::READ_DIR)?;
     }
     let own = !(access::MAKE_CHAR | access::MAKE_BLOCK | access::IOCTL_DEV);
     for name in WRITABLE_IN_BOX {

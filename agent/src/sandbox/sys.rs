@@ -334,6 +334,41 @@ pub(super) fn unlock(file: BorrowedFd<'_>) -> nix::Result<()> {
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
 }
 
+/// Lets the slave of a new pseudoterminal be opened.
+pub(super) fn unlock_terminal(master: BorrowedFd<'_>) -> nix::Result<()> {
+    let locked: c_int = 0;
+    // SAFETY: the request reads one integer, which lives through the call.
+    let rc = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const locked) };
+    Errno::result(rc).map(drop)
+}
+
+/// Opens the slave of a pseudoterminal, by no path; it becomes nobody's controlling terminal by this.
+pub(super) fn open_terminal_slave(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the request takes an integer and opens a new descriptor.
+    let fd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call has just made this descriptor and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a terminal the controlling one of the calling process, which leads a session without one. A terminal that
+/// another session has is not taken away from it.
+pub(super) fn take_terminal(terminal: BorrowedFd<'_>) -> nix::Result<()> {
+    const STEAL: c_int = 0;
+    // SAFETY: the request takes an integer.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, STEAL) }).map(drop)
+}
+
+/// Gives one terminal the window size of another.
+pub(super) fn copy_terminal_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request writes one `winsize`, which lives through the call.
+    Errno::result(unsafe { libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) })?;
+    // SAFETY: the request reads one `winsize`, which lives through the call.
+    Errno::result(unsafe { libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) }).map(drop)
+}
+
 /// Installs a system call filter for the calling thread and all that it forks and executes.
 ///
 /// Needs `no_new_privs`, or CAP_SYS_ADMIN in the user namespace; else EACCES.
