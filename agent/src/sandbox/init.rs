@@ -184,7 +184,10 @@ fn build(
     std::mem::forget((results, landlock));
     // In `admin` a script may become any uid, and must be ended all the same.
     if setup.profile != Profile::Admin {
-        sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+        sys::lock_securebits().step("init", "locking the secure bits")?;
+        if !setup.no_bounding {
+            sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+        }
         sys::set_capabilities(0).step("init", "dropping capabilities")?;
         prctl::set_no_new_privs().step("init", "no new privileges")?;
     }

@@ -69,6 +69,8 @@ pub(super) struct Setup {
     pub(super) host_root_device: u64,
     /// The keeper's own mount namespace, once it has one.
     pub(super) keeper_mount: u64,
+    /// Whether the keeper has emptied its bounding set, and with it that of all attempts.
+    pub(super) no_bounding: bool,
     /// The system call filters of the profile; `None` if they could not be made or installed.
     pub(super) filters: Option<Filters>,
     /// Finds the files that a script named.

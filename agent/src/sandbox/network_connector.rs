@@ -163,6 +163,7 @@ fn narrow(
     close_all_but(&[keeper.as_raw_fd(), lock]).step(STEP, "closing descriptors")?;
     if setup.mode == Mode::Root {
         let (uid, gid) = (Uid::from_raw(setup.connector_uid), Gid::from_raw(setup.connector_uid));
+        sys::lock_securebits().step(STEP, "locking the secure bits")?;
         sys::drop_bounding_set().step(STEP, "dropping the bounding set")?;
         setgroups(&[]).step(STEP, "no supplementary groups")?;
         setresgid(gid, gid, gid).step(STEP, format!("becoming group {gid}"))?;

@@ -64,9 +64,9 @@ pub(super) fn enter(
 ) -> ! {
     let mut layers = verify::namespaces(setup, own_proc);
     layers.extend(setup.group.layers());
-    if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
+    if !setup.broken(Layer::Capabilities) && sys::lock_securebits().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
-        tracing::error!("the bounding set could not be dropped");
+        tracing::error!("the secure bits could not be locked");
     }
     let prepared = Word::Prepared(layers.clone());
     if wire::send(keeper.as_fd(), &prepared, &[folders[0].as_fd(), folders[1].as_fd()], MsgFlags::empty())
@@ -289,7 +289,7 @@ impl Stage<'_> {
                 return Err(StepError::other(STEP, "dropped capabilities could be taken back"));
             }
         }
-        self.layers.insert(Layer::Capabilities, verify::capabilities());
+        self.layers.insert(Layer::Capabilities, verify::capabilities(self.setup));
         Ok(())
     }
 

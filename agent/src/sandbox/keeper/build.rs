@@ -62,6 +62,14 @@ pub(super) fn build(
     init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd(), connector_socket]))
         .step("keeper", "closing descriptors")?;
     leave_keyrings();
+    if !setup.broken(Layer::Capabilities) {
+        // Once for all attempts: it costs a system call for each capability, and a check as many.
+        // What is left is seen by the check: the layer is then absent.
+        if let Err(errno) = sys::drop_bounding_set() {
+            tracing::error!(error = %errno, "the bounding set could not be dropped");
+        }
+        setup.no_bounding = sys::bounding_set_is_empty();
+    }
     install_filters(&mut setup);
     Ok((setup, lock, connector, base))
 }

@@ -100,6 +100,7 @@ impl Launcher {
             host: self.host,
             host_root_device: self.host_root_device,
             keeper_mount: 0,
+            no_bounding: false,
             filters: filters.inspect_err(|error| tracing::error!("{error}")).ok(),
             definition,
             named_files: self.named_files,
