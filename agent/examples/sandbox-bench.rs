@@ -150,6 +150,7 @@ fn plan(argv: &[&str], profile: Profile) -> Plan {
         keep_bytes: 0,
         require: vec![],
         destinations: None,
+        terminal: false,
     }
 }
 

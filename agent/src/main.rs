@@ -60,7 +60,7 @@ enum Command {
     Test(local::trial::TestArgs),
     /// What this host offers and lacks for sandboxes, and the setting that would enable it; 1 if something fails
     Doctor(local::doctor::DoctorArgs),
-    /// What a profile lets a script do
+    /// What a profile lets a script do, in words and from the inside
     #[command(subcommand)]
     Sandbox(Sandbox),
     /// The agent's configuration: check it, show it, describe it
@@ -106,6 +106,12 @@ enum Kept {
 enum Sandbox {
     /// What a script in this profile sees, may write, may call and may use, in plain words
     Explain(local::explain::ExplainArgs),
+    /// Open a shell on this host in the sandbox that a script in this profile would have, to look around
+    ///
+    /// Plan, layers and limits are those of a run; nothing goes over a network, and nothing is remembered. The exit code is
+    /// the shell's, or 128 and the number of the signal that ended it; 124 at the time limit, 6 if policy or sandbox refuse
+    /// it, 2 for wrong usage, 1 if it could not be opened.
+    Shell(local::shell::ShellArgs),
 }
 
 /// Where an agent of this host keeps its state.
@@ -157,6 +163,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Sandbox(Sandbox::Explain(args)) => explain(&args),
+        Command::Sandbox(Sandbox::Shell(args)) => shell(&args),
         Command::Completion { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sally-agent", &mut text);
@@ -222,6 +229,20 @@ fn test(args: &local::trial::TestArgs) -> ExitCode {
         return ExitCode::from(PIPE_CLOSED);
     }
     ExitCode::from(local::judged::exit_code(tried.record.state))
+}
+
+fn shell(args: &local::shell::ShellArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return done::<std::io::Error>(Err(error)),
+    };
+    match runtime.block_on(local::shell::run(args)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(error.code())
+        }
+    }
 }
 
 fn doctor(args: &local::doctor::DoctorArgs) -> ExitCode {

@@ -37,7 +37,7 @@ fn timed_out(ended: &Ended, name: &str) {
     assert!(matches!(outcome, Outcome::TimedOut { .. }), "{name}: {outcome:?} {}", ended.stderr);
 }
 
-const ATTACKS: [Attack; 9] = [
+const ATTACKS: [Attack; 12] = [
     Attack {
         name: "fork bomb",
         text: "f() { f | f & }; f; sleep 60",
@@ -129,6 +129,29 @@ const ATTACKS: [Attack; 9] = [
         text: "trap '' TERM HUP INT QUIT USR1 USR2 ALRM PIPE; while :; do sleep 0.05; done",
         change: short,
         check: timed_out,
+    },
+    Attack { name: "busy loop", text: "trap '' TERM; while :; do :; done", change: short, check: timed_out },
+    Attack {
+        name: "stops itself",
+        // With a child that is stopped too; neither hears TERM.
+        text: "sh -c 'kill -STOP $$' & kill -STOP $$; echo went on",
+        change: short,
+        check: |ended, name| {
+            timed_out(ended, name);
+            assert_eq!(ended.stdout, "", "{name}");
+        },
+    },
+    Attack {
+        name: "flood of the result and of errors",
+        text: "timeout 1 cat /dev/zero >&3 & exec timeout 1 cat /dev/zero >&2",
+        change: |plan| (plan.limits.result_bytes, plan.limits.stderr_bytes) = (MIB, MIB),
+        check: |ended, name| {
+            assert_eq!(ended.record.outcome, Outcome::Exited { code: 124 }, "{name}");
+            for stream in [&ended.record.result, &ended.record.stderr] {
+                assert_eq!(stream.kept, MIB, "{name}");
+                assert!(stream.dropped > 0, "{name}: {stream:?}");
+            }
+        },
     },
 ];
 

@@ -8,15 +8,16 @@ mod registry;
 mod host;
 
 use host::attacker::attacker;
-use host::{Ended, Host, block_on, children, eventually, plan};
+use host::{Ended, Host, block_on, children, eventually, plan, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use registry::{DESTINATIONS, Try};
 use sally_agent::sandbox::{
     CONNECTIONS_MAX, Hold, Layer, Mode, NetworkUse, Outcome, Plan, Profile, Program, RunInputs, Script,
 };
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 const OPEN: i32 = 10;
@@ -32,8 +33,9 @@ ip link set out up
 for address in 10.99.0.1/32 10.99.0.2/32 169.254.169.254/32; do ip address add $address dev lo; done
 for address in fd99::1/128 fd99::2/128; do ip -6 address add $address dev lo nodad; done
 mount --bind "$1/hosts" /etc/hosts
+if [ -e /etc/resolv.conf ]; then mount --bind "$1/resolv.conf" /etc/resolv.conf; fi
 mkfifo "$1/up"
-"$2" world 5432 5433 sally-world < /dev/null > "$1/up" 2> /dev/null &
+"$2" world 5432 5433 sally-world "$1/socket" < /dev/null > "$1/up" 2> /dev/null &
 read word < "$1/up"
 test "$word" = up
 shift 2
@@ -52,6 +54,7 @@ async fn world(mode: Mode, broken: &[Layer]) -> Host {
 async fn world_with(mode: Mode, args: &[&str]) -> Host {
     let by = |dir: &Path| {
         fs::write(dir.join("hosts"), HOSTS).unwrap();
+        fs::write(dir.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n").unwrap();
         let words = ["unshare", "--mount", "--net", "sh", "-c", SETUP, "sh"].map(String::from);
         let more = [dir, &attacker()].map(|path| path.to_string_lossy().into_owned());
         words.into_iter().chain(more).collect()
@@ -105,7 +108,10 @@ fn attempt(test: &str) {
         let try_without = async |broken: &[Layer], wanted: i32| {
             let host = world(mode, broken).await;
             for profile in [Profile::Strict, Profile::Host] {
-                let (code, ended) = attack(&host, &listed(profile, tried.allow, tried.run)).await;
+                let dir = host.dir.path().to_string_lossy();
+                let run: Vec<String> = tried.run.iter().map(|word| word.replace("{dir}", &dir)).collect();
+                let run: Vec<&str> = run.iter().map(String::as_str).collect();
+                let (code, ended) = attack(&host, &listed(profile, tried.allow, &run)).await;
                 let Try { what, .. } = tried;
                 if code == CANNOT {
                     eprintln!("SKIP: {what}: {}", ended.stdout.trim());
@@ -155,6 +161,7 @@ attacks! {
     another_port_by_fast_open
     listening_beside_a_list
     an_abstract_socket_beside_a_list
+    a_unix_socket_beside_a_list
     everything_with_an_empty_list
 }
 
@@ -235,6 +242,61 @@ fn a_name_is_resolved_anew_for_each_connection_by_nobody_but_the_host() {
             ended.stdout
         );
         assert!(ended.stdout.contains("127.0.0.1 localhost"));
+    });
+}
+
+/// The process that looks names up has a filter and rules of its own: what a server of names takes must be in them.
+#[test]
+#[expect(clippy::print_stderr, reason = "what is not tried must be seen")]
+fn a_name_that_only_a_server_knows_leads_out() {
+    if !Path::new("/etc/resolv.conf").exists() {
+        return eprintln!("SKIP: this host has no /etc/resolv.conf to put a server of names in");
+    }
+    in_both(async |mode| {
+        let host = world(mode, &[]).await;
+        for (name, wanted) in [("dns.example", OPEN), ("nowhere.example", CLOSED)] {
+            let allow = format!("{name}:5432");
+            let (code, used, ended) = ask(&host, Profile::Net, &[&allow], ["127.83.0.1", "5432"]).await;
+            assert_eq!(code, wanted, "{name}: {} {used:?}", ended.stdout);
+        }
+    });
+}
+
+#[test]
+fn the_process_that_connects_has_as_little_as_it_needs() {
+    in_both(async |mode| {
+        let host = world(mode, &[]).await;
+        let plan = listed(Profile::Strict, &["10.99.0.1:5432"], &["many", "10.99.0.1", "5432", "1"]);
+        let mut running = host.begin(0, &plan, program()).await.unwrap();
+        running.release();
+        let mut seen = BTreeMap::new();
+        eventually("a connection is carried", || {
+            for pid in tree(host.launcher.info().pid) {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if ["sally-connector\n", "sally-relay\n"].contains(&&*name) {
+                    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                    seen.insert(name, (pid, status));
+                }
+            }
+            seen.len() == 2
+        })
+        .await;
+        for (name, (pid, status)) in seen {
+            let has = |key: &str, value: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+                assert_eq!(line, Some(value), "{key} of {name} as {mode:?}");
+            };
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+                has(set, "0000000000000000");
+            }
+            has("NoNewPrivs:", "1");
+            has("Seccomp:", "2");
+            let uid = if mode == Mode::Root { host.uid_base + 2 } else { host.uid(0) };
+            has("Uid:", &[uid.to_string(), uid.to_string(), uid.to_string(), uid.to_string()].join("\t"));
+            let memory = fs::metadata(format!("/proc/{pid}/mem"));
+            assert!(memory.is_ok_and(|file| file.uid() == 0), "{name}: its memory is closed");
+        }
+        running.end().await;
     });
 }
 

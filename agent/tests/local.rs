@@ -1,106 +1,17 @@
 //! What people try on one host without a broker, by the real program, as root and as an ordinary user.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod place;
+
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, chown, geteuid};
+use nix::unistd::{Pid, geteuid};
+use place::{Place, until};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-const NOBODY: u32 = 65534;
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A folder in which the program makes its temporary ones, and the account it has.
-struct Place {
-    dir: tempfile::TempDir,
-    as_user: bool,
-}
-
-impl Place {
-    /// Every account that can be tried here: root tries the ordinary one too.
-    fn all() -> Vec<Place> {
-        if geteuid().is_root() { vec![Place::new(false), Place::new(true)] } else { vec![Place::new(true)] }
-    }
-
-    fn new(as_user: bool) -> Place {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let tmp = dir.path().join("tmp");
-        fs::create_dir(&tmp).unwrap();
-        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o755)).unwrap();
-        if as_user && geteuid().is_root() {
-            chown(&tmp, Some(NOBODY.into()), Some(NOBODY.into())).unwrap();
-        }
-        Place { dir, as_user }
-    }
-
-    fn tmp(&self) -> PathBuf {
-        self.dir.path().join("tmp")
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.dir.path().join(name);
-        fs::write(&path, text).unwrap();
-        path.to_string_lossy().into_owned()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_sally-agent");
-        let mut command = if self.as_user && geteuid().is_root() {
-            let (id, mut command) = (NOBODY.to_string(), Command::new("setpriv"));
-            command.args(["--reuid", &id, "--regid", &id, "--clear-groups", program]);
-            command
-        } else {
-            Command::new(program)
-        };
-        command.args(args).env("TMPDIR", self.tmp()).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs `test -o json`; the exit code and the record.
-    fn test(&self, script: &str, args: &[&str]) -> (i32, Value) {
-        let file = self.file("script", script);
-        let output = self.run(&[&["test", "-o", "json", &file], args].concat());
-        let whole: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
-        assert_eq!(whole["schema"], 1);
-        (output.status.code().unwrap(), whole["runs"][0].clone())
-    }
-
-    /// Processes that have this place in their command line.
-    fn processes(&self) -> Vec<String> {
-        let marker = self.tmp().to_string_lossy().into_owned();
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        entries
-            .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
-            .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
-            .filter(|line| line.contains(&marker))
-            .collect()
-    }
-
-    #[track_caller]
-    fn nothing_is_left(&self) {
-        let left: Vec<_> = fs::read_dir(self.tmp()).unwrap().flatten().map(|e| e.path()).collect();
-        assert!(left.is_empty(), "{left:?}");
-        assert_eq!(self.processes(), Vec::<String>::new());
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < end, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 #[test]
 fn a_record_has_what_a_run_has() {

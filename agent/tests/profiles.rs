@@ -6,7 +6,9 @@ mod host;
 use host::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sally_agent::sandbox::{Event, Hold, Layer, Mode, Outcome, Plan, Profile, RunInputs, SandboxError};
+use sally_agent::sandbox::{
+    Event, Hold, Layer, Mode, Outcome, Plan, Profile, Program, RunInputs, SandboxError, Script,
+};
 use sally_common::name::ProfileName;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -168,6 +170,27 @@ fn a_system_call_is_allowed_or_refused_by_name() {
         let debug = place.sh("debug", TRY).await;
         assert_eq!(debug.ok(), "yes no no\n");
         assert_eq!(debug.record.layers[&Layer::Seccomp], Hold::Enforced);
+    });
+}
+
+#[test]
+fn sockets_of_the_host_are_reached_where_an_operator_says_so() {
+    const OPEN: &str = "base = \"host\"\n[network]\nunix_sockets = true\n";
+    const SHOWN: &str = "base = \"strict\"\n[files]\nread = [\"OUT/shown\"]\n";
+    in_both(async |mode| {
+        let place =
+            start(mode, &[("local", OPEN), ("closed", "base = \"host\""), ("shown", SHOWN)], &[]).await;
+        let path = place.outside.path().join("shown/socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        open(&path, 0o777);
+        for (name, code) in [("local", 10), ("closed", 20), ("host", 20), ("shown", 10), ("strict", 20)] {
+            let mut plan = place.plan(name, "");
+            plan.program = Program::Script { interpreter: None };
+            plan.argv = vec!["unix_socket".into(), path.display().to_string()];
+            let script = Some(Script::Bytes(fs::read(attacker::attacker()).unwrap()));
+            let ended = place.host.run(&plan, RunInputs { script, ..RunInputs::default() }).await;
+            assert_eq!(ended.record.outcome, Outcome::Exited { code }, "{name}: {}", ended.stdout);
+        }
     });
 }
 

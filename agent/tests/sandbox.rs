@@ -349,7 +349,7 @@ fn an_emptied_run_folder_knows_nothing_of_the_run_before() {
         assert_eq!(fs::read(folder.path().join("note")).unwrap(), b"");
         assert_eq!(folder.exit_record().unwrap(), None);
         let events = folder.events().unwrap();
-        let Started { go, keeper_pid, init_pid } =
+        let Started { go, keeper_pid, init_pid, .. } =
             host.launcher.start(0, &plan("echo two"), handover).await.unwrap();
         let mut second = Running { folder, events, go: Some(go), keeper: keeper_pid, init: init_pid };
         second.release();

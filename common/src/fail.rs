@@ -12,6 +12,8 @@
 //! - `error`: an operation that is asked through [`io`] fails as by a full disk.
 //!
 //! Each time `FOLDER/NAME.hit` appears before the action, with the process id in it.
+//! `FOLDER/version.PROGRAM` with `newer VERSION` or `older VERSION` makes `PROGRAM` speak as one of another version: it says
+//! `VERSION`, and has fields that nobody knows yet, or lacks those that came last.
 //! `FOLDER/clock.PROGRAM` holds milliseconds by which the wall clock of `PROGRAM` is wrong; other files stand in for
 //! facts of the host, see [`stand_in`].
 
@@ -57,6 +59,106 @@ pub fn stand_in(name: &str) -> Option<String> {
     {
         let _ = name;
         None
+    }
+}
+
+/// The version that this program says it has.
+#[inline]
+pub fn version(own: &str) -> String {
+    #[cfg(debug_assertions)]
+    if let Some((_, version)) = armed::other_version() {
+        return version;
+    }
+    own.to_owned()
+}
+
+/// A message's body as this program writes it.
+#[inline]
+pub fn body(bytes: Vec<u8>) -> Vec<u8> {
+    #[cfg(debug_assertions)]
+    if let Some((kind, _)) = armed::other_version() {
+        return versions::rewritten(bytes, &kind);
+    }
+    bytes
+}
+
+/// What a program of another version writes.
+#[cfg(debug_assertions)]
+mod versions {
+    use serde_json::Value;
+
+    /// Objects of a fixed shape in messages; others have keys of their own.
+    const OBJECTS: [&str; 11] =
+        ["from", "to", "news", "question", "slots", "spool", "host", "sandbox", "stored", "call", "usage"];
+    const UNKNOWN: &str = "\"from_the_future\":{\"list\":[1,null],\"text\":\"?\"},";
+    /// Fields that came after the first version, by the objects in which they stand.
+    const LATE: [(&str, &[&str]); 3] = [
+        (
+            "",
+            &[
+                "instance",
+                "curve_key",
+                "deferring",
+                "journal_bytes",
+                "artifacts",
+                "answers",
+                "renew",
+                "waiting",
+                "hard",
+            ],
+        ),
+        ("from", &["journal"]),
+        ("question", &["instance", "held_is_all"]),
+    ];
+
+    pub(super) fn rewritten(bytes: Vec<u8>, kind: &str) -> Vec<u8> {
+        let Ok(text) = String::from_utf8(bytes.clone()) else { return bytes };
+        if !text.starts_with("{\"v\":") {
+            return bytes;
+        }
+        if kind == "newer" { newer(&text) } else { older(&text).unwrap_or(bytes) }
+    }
+
+    fn newer(text: &str) -> Vec<u8> {
+        let mut text = text.replacen('{', &format!("{{{UNKNOWN}"), 1);
+        for name in OBJECTS {
+            let begin = format!("\"{name}\":{{");
+            text = text.replace(&format!("{begin}\""), &format!("{begin}{UNKNOWN}\""));
+        }
+        text.into_bytes()
+    }
+
+    fn older(text: &str) -> Option<Vec<u8>> {
+        // A result's numbers stay as the script wrote them.
+        if text.contains("\"result_state\"") {
+            return None;
+        }
+        let mut message: Value = serde_json::from_str(text).ok()?;
+        for (object, fields) in LATE {
+            let object = if object.is_empty() { Some(&mut message) } else { message.get_mut(object) };
+            if let Some(Value::Object(object)) = object {
+                object.retain(|name, _| !fields.contains(&name.as_str()));
+            }
+        }
+        serde_json::to_vec(&message).ok()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::rewritten;
+
+        #[test]
+        fn a_body_is_written_as_by_another_version() {
+            let body = br#"{"v":1,"from":{"zone":"a","journal":3},"labels":{"from":"x"},"instance":"n","renew":true}"#;
+            let newer = String::from_utf8(rewritten(body.to_vec(), "newer")).expect("text");
+            assert_eq!(newer.matches("from_the_future").count(), 2, "{newer}");
+            let read: serde_json::Value = serde_json::from_str(&newer).expect("JSON");
+            assert_eq!(read["from"]["journal"], 3);
+            let older: serde_json::Value =
+                serde_json::from_slice(&rewritten(body.to_vec(), "older")).expect("JSON");
+            assert_eq!(older, serde_json::json!({"v": 1, "from": {"zone": "a"}, "labels": {"from": "x"}}));
+            assert_eq!(rewritten(b"[1]".to_vec(), "newer"), b"[1]", "no message");
+        }
     }
 }
 
@@ -111,14 +213,24 @@ mod armed {
         }
     }
 
-    pub(super) fn clock_offset_ms() -> i64 {
+    /// The file's name of this program.
+    fn program() -> &'static str {
         static NAME: OnceLock<String> = OnceLock::new();
-        let name = NAME.get_or_init(|| {
+        NAME.get_or_init(|| {
             let program = std::env::current_exe().ok();
-            let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
-            format!("clock.{}", program.to_string_lossy())
-        });
-        stand_in(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+            program.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
+        })
+    }
+
+    pub(super) fn clock_offset_ms() -> i64 {
+        stand_in(&format!("clock.{}", program())).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// As which version it speaks: newer or older, and which.
+    pub(super) fn other_version() -> Option<(String, String)> {
+        folder()?;
+        let text = stand_in(&format!("version.{}", program()))?;
+        text.split_once(' ').map(|(kind, version)| (kind.to_owned(), version.to_owned()))
     }
 
     pub(super) fn stand_in(name: &str) -> Option<String> {

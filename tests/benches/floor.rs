@@ -22,9 +22,15 @@ pub(crate) const SLOTS: usize = 4;
 
 /// Starts `sh -c true` with three pipes, reads them to their ends, and reaps it.
 pub(crate) async fn spawn_shell() -> Fallible<()> {
-    let (third, third_end) = nix::unistd::pipe()?;
     let mut command = tokio::process::Command::new("/bin/sh");
-    command.args(["-c", "true"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["-c", "true"]);
+    spawn(command).await
+}
+
+/// Starts a command in that way.
+pub(crate) async fn spawn(mut command: tokio::process::Command) -> Fallible<()> {
+    let (third, third_end) = nix::unistd::pipe()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     drop(third_end);
     let mut third = pipe(third)?;
@@ -40,7 +46,8 @@ pub(crate) async fn spawn_shell() -> Fallible<()> {
     a?;
     b?;
     c?;
-    if status?.success() { Ok(()) } else { Err("sh -c true failed".into()) }
+    let status = status?;
+    if status.success() { Ok(()) } else { Err(format!("the shell ended with {status}").into()) }
 }
 
 fn pipe(end: OwnedFd) -> Fallible<tokio::net::unix::pipe::Receiver> {

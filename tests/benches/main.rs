@@ -1,10 +1,12 @@
 //! `make bench`: how far Sally is from the floor, in one run. A program, not a test: it judges nothing.
 //!
 //! In reading order: [`floor`] the bare loop that Sally is compared with, and its worker, which is this
-//! program started again; [`sally_side`] the same work through `sally up`; [`rounds`] the interleaving, since only
+//! program started again; [`sally_side`] the same work through `sally up`;
+//! [`sandbox_side`] the sandbox alone; [`rounds`] the interleaving, since only
 //! ratios of one run mean anything; [`process`] starting programs and what they cost; [`report`] the table.
 //!
-//! Arguments: `--rounds N` (20) of ten submissions each, `--agents N` (100), `--only latency|throughput|many|output`.
+//! Arguments: `--rounds N` (20) of ten submissions each, `--agents N` (100), `--only latency|throughput|many|output|sandbox`,
+//! `--beside DIR` with the optimised programs of another build, which are measured in the same turns: before and after.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was measured is printed")]
 
 mod floor;
@@ -12,6 +14,7 @@ mod process;
 mod report;
 mod rounds;
 mod sally_side;
+mod sandbox_side;
 
 use std::process::ExitCode;
 

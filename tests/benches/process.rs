@@ -17,13 +17,17 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 /// The folder of the optimised programs: this one stands in its `deps`.
 pub(crate) fn programs() -> Fallible<PathBuf> {
     let own = std::env::current_exe()?;
-    let dir = own.parent().and_then(Path::parent).ok_or("this program stands nowhere")?.to_owned();
+    programs_in(own.parent().and_then(Path::parent).ok_or("this program stands nowhere")?)
+}
+
+/// The same of another build.
+pub(crate) fn programs_in(dir: &Path) -> Fallible<PathBuf> {
     for name in ["sally", "sally-agent"] {
         if !dir.join(name).is_file() {
             return Err(format!("{} is not built: run `make bench`", dir.join(name).display()).into());
         }
     }
-    Ok(dir)
+    Ok(dir.to_owned())
 }
 
 /// A program under way; ended when dropped.
@@ -116,13 +120,23 @@ fn ticks_per_second() -> f64 {
     nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64
 }
 
+/// The children of a process.
+pub(crate) fn children(parent: i32) -> Vec<i32> {
+    tree(&[parent]).into_iter().filter(|pid| stat(*pid).is_some_and(|s| s.parent == parent)).collect()
+}
+
 /// Proportional memory of these processes and all below them, KiB.
 pub(crate) fn pss_kib(roots: &[i32]) -> u64 {
+    pss_of(&tree(roots))
+}
+
+/// Proportional memory of these processes, KiB.
+pub(crate) fn pss_of(pids: &[i32]) -> u64 {
     let of = |pid: i32| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         number_after(&text, "Pss:")
     };
-    tree(roots).into_iter().map(of).sum()
+    pids.iter().copied().map(of).sum()
 }
 
 /// The most memory that one of these processes has held, KiB.

@@ -52,13 +52,53 @@ impl Load {
     }
 }
 
+/// One run after the other.
+#[derive(Default)]
+pub(crate) struct Latency {
+    /// The bare spawn.
+    pub(crate) spawn: Samples,
+    /// The bare loop.
+    pub(crate) bare: Samples,
+    /// Sally, by the queue.
+    pub(crate) sally: Samples,
+    /// Sally, by the direct lane.
+    pub(crate) direct: Samples,
+    /// The programs of another build, by the queue; empty where none was named.
+    pub(crate) other: Samples,
+}
+
+/// The sandbox alone.
+#[derive(Default)]
+pub(crate) struct Isolation {
+    /// The bare spawn.
+    pub(crate) spawn: Samples,
+    /// All layers but control groups.
+    pub(crate) lean: Samples,
+    /// All layers.
+    pub(crate) whole: Samples,
+    /// All layers, always the same slot.
+    pub(crate) again: Samples,
+    /// `bwrap`; empty where it is not installed.
+    pub(crate) bwrap: Samples,
+    /// The bare spawn, two at a time.
+    pub(crate) bare_load: Load,
+    /// All layers but control groups, two slots at a time.
+    pub(crate) lean_load: Load,
+    /// All layers, two slots at a time.
+    pub(crate) whole_load: Load,
+    /// Of one idle keeper.
+    pub(crate) keeper_pss_kib: u64,
+    /// Of one idle slot: keeper, forker, the sandbox that waits.
+    pub(crate) slot_pss_kib: u64,
+}
+
 /// Everything.
 pub(crate) struct Report {
     server: String,
-    /// Spawn, bare loop, Sally.
-    pub(crate) latency: Option<(Samples, Samples, Samples)>,
-    /// Bare loop, Sally.
-    pub(crate) throughput: Option<(Load, Load)>,
+    /// One run after the other.
+    pub(crate) latency: Option<Latency>,
+    /// Bare loop, Sally, another build.
+    pub(crate) throughput: Option<(Load, Load, Option<Load>)>,
     /// Bare loop, Sally.
     pub(crate) many: Option<(Samples, Samples)>,
     /// Bytes, times, largest process in KiB.
@@ -71,6 +111,8 @@ pub(crate) struct Report {
     pub(crate) agent_pss: (u64, usize),
     /// The same among many agents.
     pub(crate) many_pss: Option<(u64, usize)>,
+    /// The sandbox alone.
+    pub(crate) sandbox: Option<Isolation>,
 }
 
 impl Report {
@@ -86,6 +128,7 @@ impl Report {
             worker_pss_kib: 0,
             agent_pss: (0, 0),
             many_pss: None,
+            sandbox: None,
         }
     }
 
@@ -103,16 +146,16 @@ impl Report {
         println!("floor: a bare JetStream loop around `sh -c true`; ratio = Sally / floor");
         println!();
         println!("{:<46} {:>10} {:>10} {:>7}", "", "floor", "sally", "ratio");
-        if let Some((spawn, bare, sally)) = &self.latency {
-            for (name, share) in [("p50", 0.5), ("p95", 0.95)] {
-                row(&format!("one run, {name}, ms"), bare.at(share), sally.at(share), false);
-            }
-            row("  the same against the bare spawn, p50, ms", spawn.at(0.5), sally.at(0.5), false);
-            row("  the bare loop against the bare spawn", spawn.at(0.5), bare.at(0.5), false);
+        if let Some(latency) = &self.latency {
+            latency.print();
         }
-        if let Some((bare, sally)) = &self.throughput {
+        if let Some((bare, sally, other)) = &self.throughput {
             row("runs per second", bare.per_second(), sally.per_second(), true);
             row("CPU ms per run, all processes", bare.cpu_ms(), sally.cpu_ms(), false);
+            if let Some(other) = other {
+                beside("runs per second", other.per_second(), sally.per_second(), true);
+                beside("CPU ms per run, all processes", other.cpu_ms(), sally.cpu_ms(), false);
+            }
         }
         if let Some((bare, sally)) = &self.many {
             let agents = self.up.map_or(0, |(n, _)| n);
@@ -120,6 +163,9 @@ impl Report {
             row("  the slowest, ms", bare.at(1.0), sally.at(1.0), false);
         }
         self.print_rest();
+        if let Some(sandbox) = &self.sandbox {
+            sandbox.print();
+        }
     }
 
     fn print_rest(&self) {
@@ -149,6 +195,55 @@ impl Report {
             );
         }
     }
+}
+
+impl Latency {
+    fn print(&self) {
+        let (spawn, bare, sally) = (&self.spawn, &self.bare, &self.sally);
+        for (name, share) in [("p50", 0.5), ("p95", 0.95)] {
+            row(&format!("one run, {name}, ms"), bare.at(share), sally.at(share), false);
+        }
+        row("one run by the direct lane, p50, ms", bare.at(0.5), self.direct.at(0.5), false);
+        row("  one run against the bare spawn, p50, ms", spawn.at(0.5), sally.at(0.5), false);
+        row("  the bare loop against the bare spawn", spawn.at(0.5), bare.at(0.5), false);
+        if self.other.at(0.5) > 0.0 {
+            beside("one run, p50, ms", self.other.at(0.5), sally.at(0.5), false);
+            beside("one run, p95, ms", self.other.at(0.95), sally.at(0.95), false);
+        }
+    }
+}
+
+impl Isolation {
+    fn print(&self) {
+        println!();
+        println!("the sandbox alone; floor: `sh -c true` with three pipes by posix_spawn");
+        let bare = self.spawn.at(0.5);
+        row("strict without control groups, p50, ms", bare, self.lean.at(0.5), false);
+        row("strict, all layers, p50, ms", bare, self.whole.at(0.5), false);
+        row("  p95", self.spawn.at(0.95), self.whole.at(0.95), false);
+        row("  its sandbox not ready yet, p50, ms", bare, self.again.at(0.5), false);
+        if self.bwrap.at(0.5) > 0.0 {
+            row("bwrap --unshare-all, p50, ms", bare, self.bwrap.at(0.5), false);
+            let share = |of: &Samples| of.at(0.5) / self.bwrap.at(0.5);
+            println!(
+                "strict / bwrap: {:.2} without control groups, {:.2} with",
+                share(&self.lean),
+                share(&self.whole)
+            );
+        } else {
+            println!("bwrap is not here, or does not work here: not compared");
+        }
+        let (bare, lean, whole) = (&self.bare_load, &self.lean_load, &self.whole_load);
+        row("two at a time, without control groups, CPU ms", bare.cpu_ms(), lean.cpu_ms(), false);
+        row("two at a time, all layers, CPU ms", bare.cpu_ms(), whole.cpu_ms(), false);
+        row("two at a time, all layers, runs per second", bare.per_second(), whole.per_second(), true);
+        println!("idle: keeper {} KiB PSS, slot {} KiB PSS", self.keeper_pss_kib, self.slot_pss_kib);
+    }
+}
+
+/// The same against the other build.
+fn beside(name: &str, other: f64, sally: f64, more_is_better: bool) {
+    row(&format!("  beside: {name}"), other, sally, more_is_better);
 }
 
 fn row(name: &str, floor: f64, sally: f64, more_is_better: bool) {

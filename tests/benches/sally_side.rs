@@ -13,6 +13,7 @@ use sally_common::id::RequestId;
 use sally_common::name::ProfileName;
 use sally_common::selector::Targets;
 use sally_common::wire::VERSION;
+use sally_common::wire::command::Lane;
 use sally_common::wire::order::{Order, Program, Task};
 use sally_common::wire::record::{RunRecord, RunState};
 
@@ -29,9 +30,19 @@ pub(crate) struct Sally {
 impl Sally {
     /// Starts `sally up` with these agents in this folder.
     pub(crate) async fn start(server: &Path, dir: &Path, agents: usize) -> Fallible<Self> {
+        Self::start_of(&process::programs()?, server, dir, agents).await
+    }
+
+    /// The same with the programs of this folder.
+    pub(crate) async fn start_of(
+        programs: &Path,
+        server: &Path,
+        dir: &Path,
+        agents: usize,
+    ) -> Fallible<Self> {
         std::fs::create_dir_all(dir)?;
         let up_dir = dir.join("up");
-        let mut command = Command::new(process::programs()?.join("sally"));
+        let mut command = Command::new(programs.join("sally"));
         command.arg("up").arg("--dir").arg(&up_dir).args(["--agents", &agents.to_string()]);
         command.env("SALLY_NATS_SERVER", server);
         for (variable, name) in
@@ -68,8 +79,13 @@ impl Sally {
 
     /// One submission to the first agent, from signing to the verified end with the record.
     pub(crate) async fn one(&self) -> Fallible<Duration> {
+        self.one_by(Lane::Queue).await
+    }
+
+    /// The same by this lane.
+    pub(crate) async fn one_by(&self, lane: Lane) -> Fallible<Duration> {
         let begun = Instant::now();
-        self.submit("local-1", &["sh", "-c", "true"], 1).await?;
+        self.submit("local-1", &["sh", "-c", "true"], 1, lane).await?;
         Ok(begun.elapsed())
     }
 
@@ -80,7 +96,7 @@ impl Sally {
         let mut under_way = FuturesUnordered::new();
         while left > 0 || !under_way.is_empty() {
             while left > 0 && under_way.len() < in_flight {
-                under_way.push(self.submit("local-1", &["sh", "-c", "true"], 1));
+                under_way.push(self.submit("local-1", &["sh", "-c", "true"], 1, Lane::Queue));
                 left -= 1;
             }
             if let Some(done) = under_way.next().await {
@@ -93,14 +109,15 @@ impl Sally {
     /// One job on every agent, to the last record.
     pub(crate) async fn all(&self, agents: usize) -> Fallible<Duration> {
         let begun = Instant::now();
-        self.submit("", &["sh", "-c", "true"], agents).await?;
+        self.submit("", &["sh", "-c", "true"], agents, Lane::Queue).await?;
         Ok(begun.elapsed())
     }
 
     /// So many bytes of output from the first agent, to the record: all of them must be accounted for.
     pub(crate) async fn output(&self, bytes: u64) -> Fallible<Duration> {
         let begun = Instant::now();
-        let records = self.submit("local-1", &["head", "-c", &bytes.to_string(), "/dev/zero"], 1).await?;
+        let command = ["head", "-c", &bytes.to_string(), "/dev/zero"];
+        let records = self.submit("local-1", &command, 1, Lane::Queue).await?;
         let lasted = begun.elapsed();
         let run = records.first().ok_or("no record")?;
         let (log, _) = self.client.log(&run.run, "stdout", 0).await?;
@@ -110,16 +127,28 @@ impl Sally {
         Ok(lasted)
     }
 
-    async fn submit(&self, agent: &str, command: &[&str], runs: usize) -> Fallible<Vec<RunRecord>> {
-        match tokio::time::timeout(LIMIT, self.submit_unbounded(agent, command, runs)).await {
+    async fn submit(
+        &self,
+        agent: &str,
+        command: &[&str],
+        runs: usize,
+        lane: Lane,
+    ) -> Fallible<Vec<RunRecord>> {
+        match tokio::time::timeout(LIMIT, self.submit_unbounded(agent, command, runs, lane)).await {
             Ok(done) => done,
             Err(_) => Err(format!("a job did not end within {} s", LIMIT.as_secs()).into()),
         }
     }
 
-    async fn submit_unbounded(&self, agent: &str, command: &[&str], runs: usize) -> Fallible<Vec<RunRecord>> {
+    async fn submit_unbounded(
+        &self,
+        agent: &str,
+        command: &[&str],
+        runs: usize,
+        lane: Lane,
+    ) -> Fallible<Vec<RunRecord>> {
         let order = self.order(agent, command);
-        let options = SubmitOptions { watch: true, ..Default::default() };
+        let options = SubmitOptions { watch: true, lane, ..Default::default() };
         let (_, watch) = self.client.submit(&order, &[], options).await?;
         let mut watch = watch.ok_or("no watch")?;
         let mut ended = Vec::new();

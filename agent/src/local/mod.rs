@@ -1,10 +1,11 @@
 //! What people do on the agent's own host, without a connection: `sally-agent drain`, `resume` and `status`, here, and
 //! [`kept`] work on the state folder. The others start a launcher of their own for a moment ([`scratch`]): [`trial`] runs a script as
 //! a task would be run, with [`mod@watch`] and [`show`] for its output and
-//! [`judged`] for its record; [`doctor`] says what the host offers. [`explain`] and [`configuration`] start nothing.
+//! [`judged`] for its record; [`shell`] opens a shell in such a sandbox ([`asked`] is what both ask for); [`doctor`] says what the host offers. [`explain`] and [`configuration`] start nothing.
 //! [`enroll`] makes this host an agent.
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod configuration;
 pub mod doctor;
 pub mod enroll;
@@ -12,6 +13,7 @@ pub mod explain;
 pub mod judged;
 pub mod kept;
 pub mod scratch;
+pub mod shell;
 pub mod show;
 pub mod trial;
 pub mod watch;

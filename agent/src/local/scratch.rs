@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+use sally_common::text::sanitise;
 
 use super::LocalError;
 use crate::sandbox::{Destination, Launcher, Profile, connect_within};
@@ -36,6 +37,7 @@ pub struct Scratch {
     dir: PathBuf,
     child: Child,
     launcher: Launcher,
+    talk: Talk,
 }
 
 /// What a launcher is for.
@@ -49,9 +51,26 @@ pub struct Purpose {
     pub users: Vec<String>,
     /// Destinations that plans may list beyond the widest profile.
     pub allow: Vec<Destination>,
-    /// Whether its complaints go to standard error.
-    pub talks: bool,
+    /// Where its complaints go.
+    pub talk: Talk,
+    /// Whether plans may have a terminal.
+    pub terminal: bool,
 }
+
+/// Where a launcher's complaints go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Talk {
+    /// To standard error, as they come.
+    Aloud,
+    /// To nobody.
+    Silent,
+    /// Into a file, and from there to standard error at the end: no descriptor of a terminal goes into the sandbox, and
+    /// nothing is written over what a shell shows.
+    Later,
+}
+
+/// How much is said of what a launcher complained about.
+const LOG_BYTES: u64 = 16 * 1024;
 
 impl Scratch {
     /// Makes the folder and starts the launcher in it. To be called by the process's first thread, whose end ends the
@@ -62,8 +81,9 @@ impl Scratch {
     pub async fn start(purpose: Purpose) -> Result<Scratch, LocalError> {
         let dir = make_folder(&std::env::temp_dir())?;
         match start_in(&dir, &purpose).await {
-            Ok((child, launcher)) => Ok(Scratch { dir, child, launcher }),
+            Ok((child, launcher)) => Ok(Scratch { dir, child, launcher, talk: purpose.talk }),
             Err(error) => {
+                say_log(&dir, purpose.talk);
                 remove(&dir);
                 Err(error)
             }
@@ -84,6 +104,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         end(&mut self.child);
+        say_log(&self.dir, self.talk);
         remove(&self.dir);
     }
 }
@@ -117,8 +138,13 @@ fn spawn(dir: &Path, socket: &Path, purpose: &Purpose) -> io::Result<Child> {
     command.arg("--socket").arg(socket);
     // Ctrl-C is for this process, which then ends the attempt as it should be ended.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
-    if !purpose.talks {
-        command.stderr(Stdio::null());
+    if purpose.terminal {
+        command.arg("--terminal");
+    }
+    match purpose.talk {
+        Talk::Aloud => {}
+        Talk::Silent => drop(command.stderr(Stdio::null())),
+        Talk::Later => drop(command.stderr(fs::File::create(dir.join(LOG))?)),
     }
     if std::env::var_os("SALLY_LOG").is_none() {
         command.env("SALLY_LOG", "error");
@@ -140,6 +166,20 @@ fn end(child: &mut Child) {
             let _ = child.kill();
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The file in which complaints wait.
+const LOG: &str = "log";
+
+fn say_log(dir: &Path, talk: Talk) {
+    let mut text = Vec::new();
+    if talk == Talk::Later
+        && let Ok(file) = fs::File::open(dir.join(LOG))
+        && file.take(LOG_BYTES).read_to_end(&mut text).is_ok()
+    {
+        // Whoever closed standard error wants no more.
+        let _ = io::stderr().write_all(sanitise(&String::from_utf8_lossy(&text)).as_bytes());
     }
 }
 

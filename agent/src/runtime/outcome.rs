@@ -75,6 +75,7 @@ const TAIL_BYTES: u64 = 4096;
 const PRIVILEGED: [&str; 3] = ["sudo", "su", "doas"];
 
 /// Adds to a run that failed after `sudo` or its like complained what to use instead: nothing gains privileges inside.
+/// In `host` the same for whoever misses the host's unix sockets.
 pub fn say_what_instead(ending: &mut Ending, record: &ExitRecord, stderr: &Path) {
     if record.profile == Profile::Admin || ending.reason.as_deref() != Some("exit-code") {
         return;
@@ -84,12 +85,25 @@ pub fn say_what_instead(ending: &mut Ending, record: &ExitRecord, stderr: &Path)
     let complains = |program: &&str| {
         tail.lines().any(|line| line.strip_prefix(*program).is_some_and(|rest| rest.starts_with(": ")))
     };
-    let Some(program) = PRIVILEGED.into_iter().find(complains) else { return };
     let message = ending.message.get_or_insert_default();
-    message.push_str(&format!(
-        "; {program} cannot gain privileges inside, by design: ask for an account with --user NAME, or for root with \
-         --profile admin, where the agent allows it"
-    ));
+    if let Some(program) = PRIVILEGED.into_iter().find(complains) {
+        message.push_str(&format!(
+            "; {program} cannot gain privileges inside, by design: ask for an account with --user NAME, or for root \
+             with --profile admin, where the agent allows it"
+        ));
+    } else if record.profile == Profile::Host && tail.lines().any(misses_a_socket) {
+        message.push_str(
+            "; profile host connects to no unix socket of the host, by design: where a task needs one, the agent's \
+             operator defines a profile with network.unix_sockets = true",
+        );
+    }
+}
+
+/// Whether a line is what `systemctl`, `docker`, `logger` and the like say when they can make no unix socket.
+fn misses_a_socket(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    line.contains("operation not permitted")
+        && line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "bus" || word == "socket")
 }
 
 fn tail_of(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -353,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn who_tries_sudo_is_told_what_to_use_instead() {
+    fn who_tries_what_cannot_work_is_told_what_to_use_instead() {
         let dir = tempfile::tempdir().unwrap();
         let stderr = dir.path().join("stderr");
         let said = |text: &str, profile, code| {
@@ -372,6 +386,15 @@ mod tests {
         }
         assert_eq!(said("sh: 1: sudo: not found\n", Profile::Strict, 127), "exit code 127");
         assert_eq!(said("sudoku: none\n", Profile::Host, 1), "exit code 1");
+        for text in [
+            "Failed to connect to bus: Operation not permitted\n",
+            "dial unix /var/run/docker.sock: socket: operation not permitted\n",
+            "logger: socket /dev/log: Operation not permitted\n",
+        ] {
+            assert!(said(text, Profile::Host, 1).contains("network.unix_sockets"), "{text}");
+            assert_eq!(said(text, Profile::Net, 1), "exit code 1");
+        }
+        assert_eq!(said("mount: /mnt: Operation not permitted\n", Profile::Host, 1), "exit code 1");
         assert_eq!(said(flag, Profile::Admin, 1), "exit code 1");
         assert_eq!(said(flag, Profile::Strict, 0), "");
     }

@@ -97,7 +97,7 @@ impl Agent {
             sent_ms: now_ms(),
             interval_s: shared.policy().heartbeat_s,
             state: if self.draining { AgentCondition::Draining } else { AgentCondition::Online },
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: sally_common::fail::version(env!("CARGO_PKG_VERSION")),
             slots: Slots { used, total },
             running: running.map(|(r, k)| RunAttempt { run: r.clone(), attempt: k.attempt }).collect(),
             spool: self.spool_status(),

@@ -13,8 +13,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const STEP: &str = "cgroup";
+
+/// How long a limit may wait until what an attempt before it had is free.
+const FREE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often it is tried meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Processor weight of a slot beside the host's other work, as a share of the usual (100 of version 2).
 const WEIGHT: (&str, &str) = ("50", "512");
@@ -351,10 +358,24 @@ impl Memory {
             (Some(swap), false) => write_at(swap, "-1")?,
             (None, _) => {}
         }
-        write_at(&self.limit, &text)?;
+        write_once_free(&self.limit, &text)?;
         match (&self.swap, self.v2) {
-            (Some(swap), false) => write_at(swap, &text),
+            (Some(swap), false) => write_once_free(swap, &text),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Sets a limit that is refused while more is in use. Shared memory of the attempt before goes with its namespaces, which
+/// the kernel takes apart in its own time: a moment, and nothing tells of its end.
+fn write_once_free(file: &File, text: &str) -> io::Result<()> {
+    let until = Instant::now() + FREE_LIMIT;
+    loop {
+        match write_at(file, text) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            done => return done,
         }
     }
 }

@@ -53,6 +53,23 @@ pub struct Started {
     pub keeper_pid: i32,
     /// The id of the init of the attempt's pid namespace, for logs. 0 if there is none.
     pub init_pid: i32,
+    /// The master of the terminal that the plan asked for. `None`: it asked for none, or the attempt has failed already
+    /// and its exit record says why.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// What a keeper said when it took a plan.
+struct Accepted {
+    keeper_pid: i32,
+    init_pid: i32,
+    terminal: Option<OwnedFd>,
+}
+
+impl Accepted {
+    fn with(self, go: Go) -> Started {
+        let Accepted { keeper_pid, init_pid, terminal } = self;
+        Started { go, keeper_pid, init_pid, terminal }
+    }
 }
 
 impl Launcher {
@@ -96,19 +113,19 @@ impl Launcher {
     pub async fn start(&self, slot: u16, plan: &Plan, handover: Handover) -> Result<Started, SandboxError> {
         let Handover { fds, go } = handover;
         let known = self.keepers.lock().await.remove(&slot).filter(|keeper| {
-            let Shape { profile, defined, user, listed } = &keeper.shape;
-            (*profile, defined, user, *listed) == (plan.profile, &plan.defined, &plan.user, plan.is_listed())
+            let Shape { profile, defined, user, listed, terminal } = &keeper.shape;
+            (*profile, defined, user, *listed, *terminal)
+                == (plan.profile, &plan.defined, &plan.user, plan.is_listed(), plan.terminal)
         });
         if let Some(keeper) = known {
             match self.hand_over(slot, keeper, plan, &fds).await {
                 // The keeper we knew was replaced meanwhile. Nothing has started: nobody said go.
                 Err(SandboxError::KeeperGone) => {}
-                done => return done.map(|(keeper_pid, init_pid)| Started { go, keeper_pid, init_pid }),
+                done => return done.map(|accepted| accepted.with(go)),
             }
         }
         let keeper = self.open(slot, plan.shape()).await?;
-        let (keeper_pid, init_pid) = self.hand_over(slot, keeper, plan, &fds).await?;
-        Ok(Started { go, keeper_pid, init_pid })
+        Ok(self.hand_over(slot, keeper, plan, &fds).await?.with(go))
     }
 
     /// Sends a plan. The keeper is remembered unless its answer did not come.
@@ -118,11 +135,13 @@ impl Launcher {
         keeper: Keeper,
         plan: &Plan,
         fds: &PlanFds,
-    ) -> Result<(i32, i32), SandboxError> {
-        let (answer, _) = keeper.socket.ask::<Answer>(plan, &fds.list()).await?;
+    ) -> Result<Accepted, SandboxError> {
+        let (answer, fds) = keeper.socket.ask::<Answer>(plan, &fds.list()).await?;
         self.keepers.lock().await.insert(slot, keeper);
         match answer {
-            Answer::Accepted { keeper, init } => Ok((keeper, init)),
+            Answer::Accepted { keeper: keeper_pid, init: init_pid } => {
+                Ok(Accepted { keeper_pid, init_pid, terminal: fds.into_iter().next() })
+            }
             Answer::Refused(message) => Err(SandboxError::Refused(message)),
             Answer::Busy => Err(SandboxError::Busy(slot)),
         }

@@ -85,24 +85,25 @@ pub fn explain(
         writable.extend(definition.paths_to(Access::Write).map(|path| path.display().to_string()));
     }
     let limits = &definition.map_or(*limits, |definition| definition.limits(*limits));
-    let sockets: Vec<_> = seccomp::families(profile, listed).into_iter().map(|(_, name)| name).collect();
+    let sockets: Vec<_> =
+        seccomp::families(profile, listed, definition).into_iter().map(|(_, name)| name).collect();
     let layers = expected(profile, definition, listed, mode);
     let system_calls = calls_of(profile, listed, definition);
     let etc = private.then(|| etc(profile, listed));
     let operator =
         definition.map(|definition| Section { title: "its operator", lines: operator(definition) });
     let rest = vec![
-        Section { title: "it sees", lines: sees(profile, paths, etc.as_deref()) },
+        Section { title: "it sees", lines: sees(profile, definition, paths, etc.as_deref()) },
         Section { title: "it may write", lines: writes(profile, &writable, limits) },
         Section { title: "who it is", lines: who(profile, mode, uid) },
         Section { title: "layers", lines: layer_lines(&layers, listed) },
-        Section { title: "network", lines: network(profile, destinations, &sockets) },
+        Section { title: "network", lines: network(profile, definition, destinations, &sockets) },
         Section { title: "system calls", lines: calls(&system_calls) },
         Section {
             title: "limits",
             lines: limits.named().map(|(name, value)| limit_line(name, value)).to_vec(),
         },
-        Section { title: "not protected", lines: not_protected(profile, listed, mode) },
+        Section { title: "not protected", lines: not_protected(profile, definition, listed, mode) },
     ];
     let sections = operator.into_iter().chain(rest).collect();
     let limits = limits.named().into_iter().collect();
@@ -132,13 +133,20 @@ fn operator(definition: &ProfileDefinition) -> Vec<String> {
     let layers = definition.require.iter().map(|layer| layer.name()).collect::<Vec<_>>().join(" ");
     let rates = definition.rates.named().into_iter();
     let rates: Vec<_> = rates.filter_map(|(name, rate, _)| Some(format!("{name} = {}", rate?))).collect();
+    let shows = if seccomp::has_unix_sockets(definition.base, Some(definition)) {
+        "shows also, read-only (a socket in it can be connected to)"
+    } else {
+        "shows also, read-only"
+    };
+    let sockets = if definition.unix_sockets { "those that its uid may use" } else { "" };
     let lines = [
         ("says", definition.description.clone().unwrap_or_default()),
-        ("shows also, read-only (a socket in it can be connected to)", paths(Access::Read)),
+        (shows, paths(Access::Read)),
         ("lets write also, as far as the permissions of its uid go", paths(Access::Write)),
         ("shows something empty in place of", paths(Access::Hide)),
         ("gives the devices", list(definition.devices.iter().map(PathBuf::as_path).collect())),
         ("reaches only", reaches(definition)),
+        ("lets connect to the host's unix sockets", sockets.to_owned()),
         ("allows the system calls", definition.allowed_calls.join(" ")),
         ("refuses the system calls", definition.refused_calls.join(" ")),
         ("holds it, where control groups can, to", rates.join(", ")),
@@ -171,8 +179,15 @@ fn etc(profile: Profile, listed: bool) -> Vec<String> {
     all.map(|name| (*name).to_owned()).collect()
 }
 
-fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<String> {
+fn sees(
+    profile: Profile,
+    definition: Option<&ProfileDefinition>,
+    paths: &BoxPaths,
+    etc: Option<&[String]>,
+) -> Vec<String> {
     let inside = paths.base().display();
+    let devices: Vec<_> = DEVICES.into_iter().map(str::to_owned).chain(devices(definition)).collect();
+    let devices = devices.join(" ");
     let mut lines = match etc {
         Some(etc) => vec![
             format!(
@@ -183,10 +198,8 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
                 "of /etc only, where the host has it: {}; passwd and group name nobody of the host",
                 etc.join(" ")
             ),
-            format!("of /dev only: {}, and links to its own descriptors", DEVICES.join(" ")),
+            format!("of /dev only: {devices}, and links to its own descriptors"),
             "of /proc only its own processes, read-only".to_owned(),
-            "nothing else: no home folders, nothing of /var, /root, /boot, /srv or /sys, no other run"
-                .to_owned(),
         ],
         None if profile == Profile::Admin => vec![
             "the host as root sees it: every file, device and process".to_owned(),
@@ -195,10 +208,22 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
         ],
         None => vec![
             "the host's whole file system, read-only, as far as the permissions of its uid go".to_owned(),
-            format!("device nodes can be opened only if they are {}", DEVICES.join(" ")),
+            format!("device nodes can be opened only if they are {devices}"),
             "the host's processes in /proc, read-only".to_owned(),
         ],
     };
+    let shown = shown(definition);
+    let list = |paths: &[&Path]| paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
+    if etc.is_some() && !shown.is_empty() {
+        lines.push(format!("besides, as its operator has it: {}", list(&shown)));
+    }
+    let hidden: Vec<_> = definition.into_iter().flat_map(|d| d.paths_to(Access::Hide)).collect();
+    if !hidden.is_empty() {
+        lines.push(format!("something empty in place of: {}", list(&hidden)));
+    }
+    if etc.is_some() {
+        lines.push(nothing_else(&shown));
+    }
     lines.push(format!(
         "its own script, parameters, secrets and sally-task, read-only, below {inside}{}",
         if profile.sees_host() { "" } else { " (the box)" }
@@ -207,6 +232,40 @@ fn sees(profile: Profile, paths: &BoxPaths, etc: Option<&[String]>) -> Vec<Strin
         "its environment is exactly what task and agent set; descriptors 0 to 3 and no other".to_owned(),
     );
     lines
+}
+
+/// The paths of the host that a definition adds.
+fn shown(definition: Option<&ProfileDefinition>) -> Vec<&Path> {
+    let changes = definition.into_iter().flat_map(|definition| &definition.paths);
+    changes.filter(|change| change.access != Access::Hide).map(|change| change.path.as_path()).collect()
+}
+
+/// The devices that a definition adds, as they are called below `/dev`.
+fn devices(definition: Option<&ProfileDefinition>) -> impl Iterator<Item = String> {
+    let devices = definition.into_iter().flat_map(|definition| &definition.devices);
+    devices.map(|path| path.strip_prefix("/dev").unwrap_or(path).display().to_string())
+}
+
+/// What a private root lacks, but for what a definition shows of it.
+fn nothing_else(shown: &[&Path]) -> String {
+    const PLACES: [&str; 6] = ["/home", "/var", "/root", "/boot", "/srv", "/sys"];
+    let whole = |place: &&str| shown.iter().any(|path| Path::new(place).starts_with(path));
+    let in_part = |place: &&str| shown.iter().any(|path| path.starts_with(place));
+    let (part, none): (Vec<_>, Vec<_>) = PLACES.into_iter().filter(|place| !whole(place)).partition(in_part);
+    let mut all = Vec::new();
+    if none.contains(&"/home") {
+        all.push("no home folders".to_owned());
+    }
+    let none: Vec<_> = none.into_iter().filter(|place| *place != "/home").collect();
+    for (words, places) in [("nothing of", none), ("nothing more of", part)] {
+        match places.split_last() {
+            Some((last, [])) => all.push(format!("{words} {last}")),
+            Some((last, others)) => all.push(format!("{words} {} or {last}", others.join(", "))),
+            None => {}
+        }
+    }
+    all.push("no other run".to_owned());
+    format!("nothing else: {}", all.join("; "))
 }
 
 fn writes(profile: Profile, writable: &[String], limits: &Limits) -> Vec<String> {
@@ -317,8 +376,16 @@ fn meaning(layer: Layer, listed: bool) -> &'static str {
     }
 }
 
-fn network(profile: Profile, destinations: Option<&[Destination]>, sockets: &[&str]) -> Vec<String> {
-    let families = format!("sockets of these families only, nothing raw: {}", sockets.join(" "));
+fn network(
+    profile: Profile,
+    definition: Option<&ProfileDefinition>,
+    destinations: Option<&[Destination]>,
+    sockets: &[&str],
+) -> Vec<String> {
+    let mut families = format!("sockets of these families only, nothing raw: {}", sockets.join(" "));
+    if !seccomp::has_unix_sockets(profile, definition) {
+        families.push_str("; unix sockets only as pairs of its own: none of the host's can be connected to");
+    }
     if let Some(list) = destinations.filter(|list| !list.is_empty()) {
         let list: Vec<_> = list.iter().map(ToString::to_string).collect();
         return vec![
@@ -380,7 +447,12 @@ fn limit_line(name: &str, value: u64) -> String {
     format!("{name} = {value}")
 }
 
-fn not_protected(profile: Profile, listed: bool, mode: Mode) -> Vec<String> {
+fn not_protected(
+    profile: Profile,
+    definition: Option<&ProfileDefinition>,
+    listed: bool,
+    mode: Mode,
+) -> Vec<String> {
     let mut lines = vec![
         "a hole in the part of the kernel that stays open is a hole in every layer: only a virtual machine helps".to_owned(),
         "bandwidth of disks and network is not limited".to_owned(),
@@ -401,7 +473,12 @@ fn not_protected(profile: Profile, listed: bool, mode: Mode) -> Vec<String> {
         );
     }
     if profile == Profile::Host {
-        lines.push("files and unix sockets of the host that its uid may use".to_owned());
+        let sockets = if seccomp::has_unix_sockets(profile, definition) {
+            ", and unix sockets of the host that its uid may use"
+        } else {
+            ""
+        };
+        lines.push(format!("files of the host that its uid may read{sockets}"));
     }
     if mode == Mode::User {
         lines.push("slots share one kernel uid with the agent; namespaces alone keep them apart".to_owned());
@@ -410,106 +487,5 @@ fn not_protected(profile: Profile, listed: bool, mode: Mode) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::panic, reason = "a test fails by panicking")]
-    use super::*;
-
-    fn of(profile: Profile, mode: Mode) -> Explained {
-        explain(profile, None, None, mode, 200_000, &BoxPaths::new("/box"), &Limits::default())
-    }
-
-    #[test]
-    fn every_call_reason_and_limit_is_there() {
-        for profile in Profile::ALL {
-            let all = of(profile, Mode::Root);
-            let lines: Vec<&String> = all.sections.iter().flat_map(|section| &section.lines).collect();
-            for line in all.system_calls.lines().filter(|l| l.starts_with("allowed:")) {
-                assert!(lines.iter().any(|l| l.starts_with(line) && !l.ends_with("(0 calls)")), "{line}");
-            }
-            let entries =
-                all.system_calls.split("by argument\n").nth(1).map_or(0, |rest| rest.lines().count());
-            assert_eq!(lines.iter().filter(|l| l.starts_with("refused: ")).count(), entries);
-            for (name, value) in Limits::default().named() {
-                assert!(lines.iter().any(|l| **l == format!("{name} = {value}")), "{name}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_list_stands_in_place_of_the_network() {
-        let list = ["db:5432".parse::<Destination>().unwrap_or_else(|e| unreachable!("{e}"))];
-        let of = |profile, list: &[Destination]| {
-            explain(profile, None, Some(list), Mode::User, 1, &BoxPaths::new("/box"), &Limits::default())
-        };
-        for profile in Profile::ALL {
-            let all = of(profile, &list);
-            assert_eq!(all.layers.get(&Layer::Net), Some(&Hold::Enforced));
-            let lines: Vec<&String> = all.sections.iter().flat_map(|section| &section.lines).collect();
-            assert!(lines.iter().any(|line| line.contains("db:5432 and to nothing else")));
-            assert!(!lines.iter().any(|line| line.contains("metadata address included")));
-        }
-        let none = of(Profile::Host, &[]);
-        assert!(
-            none.sections
-                .iter()
-                .any(|s| s.lines.iter().any(|line| line.contains("list of destinations is empty")))
-        );
-    }
-
-    #[test]
-    fn profiles_differ_where_they_should() {
-        let (strict, net, host) =
-            (of(Profile::Strict, Mode::Root), of(Profile::Net, Mode::Root), of(Profile::Host, Mode::User));
-        assert_eq!(strict.sockets, ["unix"]);
-        assert_eq!(net.sockets, ["unix", "IPv4", "IPv6"]);
-        let has =
-            |all: &Explained, name: &str| all.etc.as_ref().is_some_and(|etc| etc.iter().any(|n| n == name));
-        assert!(has(&net, "resolv.conf") && !has(&strict, "resolv.conf") && host.etc.is_none());
-        assert_eq!(strict.writable, ["/box/work", "/box/tmp", "/box/out", "/tmp", "/dev/shm"]);
-        assert_eq!(host.writable, ["/box/work", "/box/tmp", "/box/out"]);
-        assert_eq!(host.layers.get(&Layer::Uid), Some(&Hold::Absent));
-    }
-
-    #[test]
-    fn admin_is_said_to_confine_nothing() {
-        let admin = of(Profile::Admin, Mode::Root);
-        let without = |layer| admin.layers.get(&layer) == Some(&Hold::Absent);
-        assert!(without(Layer::Seccomp) && without(Layer::Capabilities) && without(Layer::Uid));
-        assert!(!without(Layer::Mount) && !without(Layer::Environment) && !without(Layer::CgroupMemory));
-        assert_eq!(admin.writable, ["/"]);
-        let all: Vec<_> = admin.sections.iter().flat_map(|s| &s.lines).map(String::as_str).collect();
-        assert!(all.iter().any(|line| line.starts_with("root, with every capability")), "{all:#?}");
-        assert!(
-            !all.iter().any(|line| line.contains("allowed:") || line.contains("never uid 0")),
-            "{all:#?}"
-        );
-    }
-
-    #[test]
-    fn a_definition_is_explained_with_what_it_changes() {
-        let text = "base = \"net\"\nrequire = [\"seccomp\"]\n[files]\nread = [\"/opt\"]\nwrite = [\"/srv\"]\n\
-                    [system_calls]\nallow = [\"ptrace\"]\nrefuse = [\"memfd_create\"]\n\
-                    [limits]\nprocesses = 7\ncpu_percent = 50\n";
-        let name = ProfileName::new("db-audit").unwrap_or_default();
-        let definition = ProfileDefinition::parse(&name, text).unwrap_or_else(|all| panic!("{all:?}"));
-        let paths = BoxPaths::new("/box");
-        let all = explain(Profile::Net, Some(&definition), None, Mode::Root, 1, &paths, &Limits::default());
-        assert_eq!((all.profile.as_str(), all.base), ("db-audit", Some(Profile::Net)));
-        assert_eq!(all.limits.get("processes"), Some(&7));
-        assert!(all.writable.iter().any(|path| path == "/srv"));
-        assert_eq!(all.layers.get(&Layer::CgroupCpuQuota), Some(&Hold::Enforced));
-        assert_eq!(all.layers.get(&Layer::CgroupIo), None);
-        let lines: Vec<&String> = all.sections.iter().flat_map(|section| &section.lines).collect();
-        for line in [
-            "shows also, read-only (a socket in it can be connected to): /opt",
-            "allows the system calls: ptrace",
-            "refuses the system calls: memfd_create",
-            "allowed: by the profile's definition (1 calls)",
-            "refused, EPERM: by the profile's definition (1 calls)",
-            "holds it, where control groups can, to: cpu_percent = 50",
-            "lets nothing start without the layers: seccomp",
-        ] {
-            assert!(lines.iter().any(|l| *l == line), "{line} in {lines:#?}");
-        }
-    }
-}
+#[path = "explain_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ use super::stage;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
 use super::template;
-use super::wire::{self, Ended, INIT_KILL, INIT_TERM, Report, Word};
+use super::wire::{self, Ended, INIT_HANGUP, INIT_KILL, INIT_TERM, Report, Word};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
@@ -162,6 +162,7 @@ fn build(
             base,
             covered,
             setup.definition.as_deref(),
+            setup.shape.terminal,
         )?,
         true => {
             drop(covered);
@@ -183,7 +184,10 @@ fn build(
     std::mem::forget((results, landlock));
     // In `admin` a script may become any uid, and must be ended all the same.
     if setup.profile != Profile::Admin {
-        sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+        sys::lock_securebits().step("init", "locking the secure bits")?;
+        if !setup.no_bounding {
+            sys::drop_bounding_set().step("init", "dropping the bounding set")?;
+        }
         sys::set_capabilities(0).step("init", "dropping capabilities")?;
         prctl::set_no_new_privs().step("init", "no new privileges")?;
     }
@@ -277,11 +281,11 @@ impl Supervision {
 
     fn obey(&mut self, order: u8) {
         match order {
-            // The stage is the leader of its own group; before its setsid there is no such group.
-            INIT_TERM => drop(
-                kill(Pid::from_raw(-self.main.as_raw()), Signal::SIGTERM)
-                    .or_else(|_| kill(self.main, Signal::SIGTERM)),
-            ),
+            INIT_TERM => self.tell_main(Signal::SIGTERM),
+            INIT_HANGUP => {
+                self.tell_main(Signal::SIGHUP);
+                self.tell_main(Signal::SIGCONT); // One that is stopped hears it too.
+            }
             INIT_KILL => {
                 self.reap();
                 self.killing = true;
@@ -294,6 +298,12 @@ impl Supervision {
             }
             _ => {}
         }
+    }
+
+    /// The stage is the leader of its own group; before its setsid there is no such group.
+    fn tell_main(&self, signal: Signal) {
+        let group = Pid::from_raw(-self.main.as_raw());
+        let _ = kill(group, signal).or_else(|_| kill(self.main, signal));
     }
 
     fn report(&self, keeper: &OwnedFd) {

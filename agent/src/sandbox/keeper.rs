@@ -1,14 +1,19 @@
 //! The keeper: owns one slot. Forked by the launcher, it builds its user and network namespace and its
 //! root once, keeps a sandbox prepared, and carries out one plan after the other. It outlives the
 //! launcher while an attempt runs.
+//!
+//! Here are its life and what it is made from. `build`: its birth. `namespaces`: its namespaces. `slot`: its lock file.
 #![forbid(unsafe_code)]
+
+mod build;
+mod namespaces;
+mod slot;
 
 use super::account::Account;
 use super::artifacts::NamedFiles;
 use super::attempt;
 use super::cgroup_group::Group;
 use super::definition::ProfileDefinition;
-use super::extras::Extras;
 use super::forker::Forker;
 use super::init::{self, Prepared};
 use super::layer::Layer;
@@ -16,28 +21,19 @@ use super::network_connector::Connector;
 use super::plan::Plan;
 use super::profile::{Policy, Profile, Shape};
 use super::seccomp::Filters;
-use super::step::{Step, StepError};
-use super::sys::{self, Fork};
-use super::template::Template;
+use super::step::StepError;
+use super::sys;
 use super::verify::NamespaceIds;
 use super::wire::{self, Answer, Mode, Notice, Order, PlanFds};
+use build::build;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::MsgFlags;
-use nix::sys::stat::umask;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{
-    Gid, Pid, Uid, getgid, getpid, getppid, getuid, pipe2, read, setgroups, setresgid, setresuid, setsid,
-    write,
-};
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use nix::sys::wait::waitpid;
+pub(super) use slot::{lock_path, owner, started_at};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a keeper is made for and from. Everything in it was decided by the launcher.
@@ -73,6 +69,8 @@ pub(super) struct Setup {
     pub(super) host_root_device: u64,
     /// The keeper's own mount namespace, once it has one.
     pub(super) keeper_mount: u64,
+    /// Whether the keeper has emptied its bounding set, and with it that of all attempts.
+    pub(super) no_bounding: bool,
     /// The system call filters of the profile; `None` if they could not be made or installed.
     pub(super) filters: Option<Filters>,
     /// Finds the files that a script named.
@@ -320,6 +318,10 @@ impl Keeper {
             return None;
         }
         match PlanFds::from_list(fds) {
+            Some(fds) if plan.terminal && fds.inputs.stdin.is_some() => {
+                self.answer(&Answer::Refused("the plan has a terminal and came with another input".into()));
+                None
+            }
             Some(fds) => Some((plan, bytes, fds)),
             None => {
                 self.answer(&Answer::Refused("the plan came with too few or too many descriptors".into()));
@@ -334,9 +336,14 @@ impl Keeper {
         // What the operator's profile sets is the launcher's own, and within no policy but its limits.
         let plan = self.setup.adapt(asked);
         plan.limits.check_within(&self.setup.policy.ceiling)?;
-        let Shape { profile, defined, user, .. } = &self.setup.shape;
+        let Shape { profile, defined, user, terminal, .. } = &self.setup.shape;
         if (plan.profile, &plan.defined, &plan.user) != (*profile, defined, user) {
             return Err(format!("this keeper is made for {}, not for {}", self.setup.shape, plan.shape()));
+        }
+        if plan.terminal != *terminal {
+            return Err(
+                "this keeper is made for plans with a terminal, or for those without: ask again".into()
+            );
         }
         if plan.is_listed() != self.setup.listed {
             return Err("this keeper is made for another kind of network than the plan's".into());
@@ -345,275 +352,14 @@ impl Keeper {
     }
 
     pub(super) fn answer(&self, answer: &Answer) {
+        self.answer_with(answer, None);
+    }
+
+    /// Answers with the master of a terminal, if there is one.
+    pub(super) fn answer_with(&self, answer: &Answer, terminal: Option<OwnedFd>) {
         if let Some(client) = &self.client {
-            let _ = wire::send(client.as_fd(), answer, &[], MsgFlags::MSG_DONTWAIT);
-        }
-    }
-}
-
-/// Builds all that lives as long as the keeper: lock, session, user and network namespace, uid, root.
-fn build(
-    mut setup: Setup,
-    launcher: BorrowedFd<'_>,
-) -> Result<(Setup, OwnedFd, Option<Connector>, PathBuf), StepError> {
-    let _ = prctl::set_name(c"sally-keeper");
-    let group = setup.group.descriptors();
-    let keep = |more: &[RawFd]| [more, &group].concat();
-    init::close_all_but(&keep(&[launcher.as_raw_fd()])).step("keeper", "closing descriptors")?;
-    setsid().step("keeper", "setsid")?;
-    SigSet::empty().thread_set_mask().step("keeper", "signal mask")?;
-    sys::ignore_signal(Signal::SIGPIPE).step("keeper", "ignoring SIGPIPE")?;
-    quiet_input_and_output()?;
-    umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let lock = take_slot(&setup.lock)?;
-    // From the launcher's namespaces, and as root where it is.
-    let connector = setup.has_own_destinations().then(|| Connector::start(&setup, &lock)).transpose()?;
-    let (task_program, extras) = own_namespaces(&setup)?;
-    setup.keeper_mount = NamespaceIds::own().mount;
-    let template = Template {
-        profile: setup.profile,
-        listed: setup.listed,
-        host_box: &setup.host_box,
-        task_program: task_program.as_fd(),
-        uid: setup.uid,
-        gid: setup.gid,
-        account: setup.account.as_ref().map_or("sally", |account| &account.name),
-        extras,
-        break_root: setup.broken(Layer::Root),
-    };
-    template.enter()?;
-    let base = template.box_path().to_owned();
-    // Before their descriptors are closed below.
-    drop(template);
-    drop(task_program);
-    prctl::set_dumpable(false).step("keeper", "closing memory to others")?;
-    let connector_socket = connector.as_ref().map_or(-1, |connector| connector.socket().as_raw_fd());
-    init::close_all_but(&keep(&[launcher.as_raw_fd(), lock.as_raw_fd(), connector_socket]))
-        .step("keeper", "closing descriptors")?;
-    leave_keyrings();
-    install_filters(&mut setup);
-    Ok((setup, lock, connector, base))
-}
-
-/// Leaves the session keyring of whoever started the launcher. A kernel without keys has nothing to leave.
-fn leave_keyrings() {
-    if let Err(errno) = sys::join_new_session_keyring()
-        && errno != Errno::ENOSYS
-    {
-        tracing::warn!(error = %errno, "no new session keyring; the system call filter keeps scripts from keys");
-    }
-}
-
-/// Installs what keeper, init and every attempt share of the system call filter. Without it the layer is
-/// reported `absent`, and a plan that requires it is refused.
-fn install_filters(setup: &mut Setup) {
-    if setup.broken(Layer::Seccomp) {
-        setup.filters = None;
-    }
-    if let Some(Err(errno)) = setup.filters.as_ref().map(Filters::install_first) {
-        tracing::error!(error = %errno, "the system call filter cannot be installed");
-        setup.filters = None;
-    }
-}
-
-/// Standard error stays: it is the launcher's log.
-fn quiet_input_and_output() -> Result<(), StepError> {
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-        .step("keeper", "/dev/null")?;
-    nix::unistd::dup2_stdin(&null).step("keeper", "standard input")?;
-    nix::unistd::dup2_stdout(&null).step("keeper", "standard output")
-}
-
-/// Waits until nobody else lives in the slot. While it waits, the launcher's death is its own.
-fn take_slot(path: &Path) -> Result<OwnedFd, StepError> {
-    let parent = getppid();
-    prctl::set_pdeathsig(Signal::SIGKILL).step("slot", "asking for the launcher's death signal")?;
-    if getppid() != parent {
-        sys::exit_now(1);
-    }
-    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-    let file =
-        open(path, flags, nix::sys::stat::Mode::from_bits_truncate(0o600)).step("slot", path.display())?;
-    while let Err(errno) = sys::lock(file.as_fd()) {
-        if errno != Errno::EINTR {
-            return Err(StepError::new("slot", errno, path.display()));
-        }
-    }
-    prctl::set_pdeathsig(None).step("slot", "no death signal any more")?;
-    write_owner(&file).step("slot", path.display())?;
-    Ok(file)
-}
-
-/// The slot's lock file.
-pub(super) fn lock_path(state: &Path, slot: u16) -> PathBuf {
-    state.join(format!("slot-{slot}.lock"))
-}
-
-/// The keeper that lives in a slot, by its lock file. A process id alone is reused; with its time of start it is not.
-pub(super) fn owner(path: &Path) -> Option<Pid> {
-    let text = fs::read_to_string(path).ok()?;
-    let (pid, started) = text.trim().split_once(' ')?;
-    let pid: i32 = pid.parse().ok().filter(|pid| *pid > 1)?;
-    (started_at(&pid.to_string())? == started).then(|| Pid::from_raw(pid))
-}
-
-fn write_owner(file: &OwnedFd) -> nix::Result<()> {
-    let started = started_at("self").unwrap_or_default();
-    nix::unistd::ftruncate(file, 0)?;
-    nix::sys::uio::pwrite(file, format!("{} {started}\n", getpid()).as_bytes(), 0).map(drop)
-}
-
-/// When a process started, in the kernel's ticks.
-pub(super) fn started_at(process: &str) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name in parentheses may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19).map(str::to_owned)
-}
-
-/// Enters an own user namespace with its map, and with it own mount and (for `strict`, and with a list of
-/// destinations) network namespaces.
-/// Returns the program that is `sally-task`, and what an operator's profile names, opened in between: a bind needs it
-/// from the new mount namespace, and the script's uid may not reach it.
-fn own_namespaces(setup: &Setup) -> Result<(OwnedFd, Extras), StepError> {
-    // The launcher's memory is closed, and with it the files in which the map is written. Closed again by `build`.
-    prctl::set_dumpable(true).step("user", "opening the map")?;
-    let mut flags = CloneFlags::CLONE_NEWNS;
-    if (setup.profile == Profile::Strict || setup.listed) && !setup.broken(Layer::Net) {
-        flags |= CloneFlags::CLONE_NEWNET;
-    }
-    if setup.broken(Layer::User) {
-        unshare(flags).step("user", "new namespaces without a user namespace")?;
-        return open_sources(setup);
-    }
-    flags |= CloneFlags::CLONE_NEWUSER;
-    match setup.mode {
-        Mode::Root => {
-            map_by_helper(setup, flags)?;
-            let sources = open_sources(setup)?;
-            let (uid, gid) = (Uid::from_raw(setup.uid), Gid::from_raw(setup.gid));
-            let groups = setup.account.as_ref().map_or(&[][..], |account| &account.groups);
-            let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-            setgroups(&groups).step("uid", "supplementary groups")?;
-            sys::keep_capabilities_across_uids().step("uid", "keeping capabilities")?;
-            setresgid(gid, gid, gid).step("uid", format!("becoming group {gid}"))?;
-            setresuid(uid, uid, uid).step("uid", format!("becoming uid {uid}"))?;
-            Ok(sources)
-        }
-        Mode::User => {
-            let (uid, gid) = (getuid(), getgid());
-            unshare(flags).map_err(explain_user_namespace)?;
-            write_map("setgroups", None, "deny")?;
-            write_map("uid_map", None, &format!("{} {uid} 1", setup.uid))?;
-            write_map("gid_map", None, &format!("{} {gid} 1", setup.gid))?;
-            open_sources(setup)
-        }
-    }
-}
-
-fn open_sources(setup: &Setup) -> Result<(OwnedFd, Extras), StepError> {
-    Ok((open_task_program(setup)?, Extras::open(setup.definition.as_deref())?))
-}
-
-fn open_task_program(setup: &Setup) -> Result<OwnedFd, StepError> {
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let path = &setup.task_program;
-    open(path, flags, nix::sys::stat::Mode::empty())
-        .step("root", format!("sally-task from {}", path.display()))
-}
-
-/// Only a process outside the new user namespace may map other ids than its own: a short-lived helper.
-fn map_by_helper(setup: &Setup, flags: CloneFlags) -> Result<(), StepError> {
-    let keeper = getpid();
-    let (wait, signal) = pipe2(OFlag::O_CLOEXEC).step("user", "pipe")?;
-    match sys::fork().step("user", "forking a helper")? {
-        Fork::Child => {
-            drop(signal);
-            let mut byte = [0];
-            let told = read(&wait, &mut byte) == Ok(1);
-            let groups = setup.account.as_ref().map_or(&[][..], |account| &account.groups);
-            let written = told
-                && write_map("uid_map", Some(keeper), &id_map(setup.profile, &[setup.uid])).is_ok()
-                && write_map(
-                    "gid_map",
-                    Some(keeper),
-                    &id_map(setup.profile, &[&[setup.gid], groups].concat()),
-                )
-                .is_ok();
-            sys::exit_now(if written { 0 } else { 1 })
-        }
-        Fork::Parent(helper) => {
-            let unshared = unshare(flags).map_err(explain_user_namespace);
-            if unshared.is_ok() {
-                write(&signal, b"u").step("user", "telling the helper")?;
-            }
-            drop(signal);
-            let ended = waitpid(helper, None).step("user", "waiting for the helper")?;
-            unshared?;
-            if ended != WaitStatus::Exited(helper, 0) {
-                let message =
-                    format!("uid {} could not be mapped: is the launcher really root here?", setup.uid);
-                return Err(StepError::other("user", message));
-            }
-            Ok(())
-        }
-    }
-}
-
-/// The map of a user namespace: each id is itself.
-fn id_map(profile: Profile, ids: &[u32]) -> String {
-    /// The ids of accounts: in `host` the owners of the host's files are to be seen as they are.
-    const ACCOUNTS: u32 = 65_536;
-    let all = profile == Profile::Host;
-    let ids: BTreeSet<u32> = ids.iter().copied().filter(|id| !all || *id >= ACCOUNTS).collect();
-    let ranges = all.then(|| format!("0 0 {ACCOUNTS}"));
-    let lines: Vec<String> = ranges.into_iter().chain(ids.iter().map(|id| format!("{id} {id} 1"))).collect();
-    lines.join("\n")
-}
-
-fn write_map(name: &str, pid: Option<Pid>, text: &str) -> Result<(), StepError> {
-    let process = pid.map_or("self".into(), |pid| pid.to_string());
-    let path = format!("/proc/{process}/{name}");
-    fs::write(&path, text).step("user", path)
-}
-
-fn explain_user_namespace(errno: Errno) -> StepError {
-    let hint = match errno {
-        Errno::ENOSPC => "; raise the sysctl user.max_user_namespaces (0 forbids them)",
-        Errno::EPERM | Errno::EACCES => {
-            "; this host forbids user namespaces: see kernel.unprivileged_userns_clone, \
-             kernel.apparmor_restrict_unprivileged_userns, or the container's settings"
-        }
-        _ => "",
-    };
-    let mut error = StepError::new("user", errno, "new user namespace");
-    error.message.push_str(hint);
-    error
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn an_id_is_mapped_once_and_to_itself() {
-        assert_eq!(id_map(Profile::Strict, &[200_001]), "200001 200001 1");
-        assert_eq!(id_map(Profile::Net, &[1000, 4, 1000]), "4 4 1\n1000 1000 1");
-        assert_eq!(id_map(Profile::Host, &[1000]), "0 0 65536");
-        assert_eq!(id_map(Profile::Host, &[200_001, 27]), "0 0 65536\n200001 200001 1");
-    }
-
-    #[test]
-    fn a_slots_owner_is_known_by_its_start_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = lock_path(dir.path(), 3);
-        let file = fs::File::create(&path).unwrap();
-        write_owner(&file.into()).unwrap();
-        assert_eq!(owner(&path), Some(getpid()));
-        for text in [format!("{} 1\n", getpid()), "1 1".into(), String::new(), "x".into()] {
-            fs::write(&path, &text).unwrap();
-            assert_eq!(owner(&path), None, "{text}");
+            let fds: Vec<_> = terminal.iter().map(OwnedFd::as_fd).collect();
+            let _ = wire::send(client.as_fd(), answer, &fds, MsgFlags::MSG_DONTWAIT);
         }
     }
 }

@@ -10,17 +10,18 @@ use super::profile::Profile;
 use super::step::{Step, StepError};
 use super::sys;
 use super::template::{DEVICES, SYSTEM_LINKS};
+use super::terminal;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The version of the kernel's interface from which on all of this is enforced: files, TCP, scopes.
 pub const WHOLE_ABI: u32 = 6;
 
 /// The version from which on TCP can be ruled.
-const FIRST_WITH_TCP: u32 = 4;
+pub(super) const FIRST_WITH_TCP: u32 = 4;
 
 /// Folders of the box that a script may write.
 pub(super) const WRITABLE_IN_BOX: [&str; 3] = ["work", "tmp", "out"];
@@ -45,6 +46,7 @@ mod access {
     pub(super) const OF_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
     /// TCP: bind and connect.
     pub(super) const TCP: u64 = 0b11;
+    pub(super) const BIND_TCP: u64 = 0b01;
     pub(super) const CONNECT_TCP: u64 = 0b10;
     /// Scopes: abstract unix sockets and signals of processes outside.
     pub(super) const SCOPES: u64 = 0b11;
@@ -96,6 +98,7 @@ pub(super) fn prepare(
     base: &Path,
     closed: OwnedFd,
     definition: Option<&ProfileDefinition>,
+    with_terminal: bool,
 ) -> Result<Option<Rules>, StepError> {
     const STEP: &str = "landlock";
     let abi = abi();
@@ -126,6 +129,10 @@ pub(super) fn prepare(
     for name in DEVICES {
         allow(&Path::new("/dev").join(name), node)?;
     }
+    if with_terminal {
+        allow(Path::new(terminal::CONTROLLING), node)?;
+        allow(Path::new(terminal::FOLDER), node | access::READ_DIR)?;
+    }
     let own = !(access::MAKE_CHAR | access::MAKE_BLOCK | access::IOCTL_DEV);
     for name in WRITABLE_IN_BOX {
         allow(&base.join(name), own)?;
@@ -150,6 +157,32 @@ pub(super) fn prepare(
         }
     }
     Ok(Some(Rules { ruleset, closed, abi }))
+}
+
+/// Leaves the calling process, for good, folders and files to be read, and takes all else that the kernel's version
+/// knows: other files, ports to bind, signals and abstract sockets of processes outside; with `port`, connections by TCP to
+/// any other. For a process with its root and network left to it. A kernel without landlock takes nothing.
+pub(super) fn confine(readable: &[PathBuf], port: Option<u16>) -> Result<(), StepError> {
+    const STEP: &str = "landlock";
+    let abi = abi();
+    if abi == 0 {
+        return Ok(());
+    }
+    let mut handled = Handled::new(abi, Profile::Strict, true);
+    if port.is_none() {
+        handled.network &= access::BIND_TCP;
+    }
+    let ruleset = sys::landlock_ruleset(handled, abi).step(STEP, "making a ruleset")?;
+    for path in readable {
+        // A host need not have every folder that hosts have.
+        let Ok(fd) = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else { continue };
+        let rights = access::READ_FILE | if path.is_dir() { access::READ_DIR } else { 0 };
+        sys::landlock_allow(ruleset.as_fd(), fd.as_fd(), rights).step(STEP, path.display())?;
+    }
+    if let Some(port) = port.filter(|_| abi >= FIRST_WITH_TCP) {
+        sys::landlock_allow_port(ruleset.as_fd(), port, access::CONNECT_TCP).step(STEP, port)?;
+    }
+    sys::landlock_restrict(ruleset.as_fd()).step(STEP, "putting rules on")
 }
 
 impl Rules {

@@ -13,7 +13,8 @@
 //! - `cgroup`, `cgroup_group`, `cgroup_rates`: control groups: where they are, one slot's, and how fast it may go.
 //! - `secrets`, `artifacts`, `keep`: what goes into the box and out of it besides a script and its output.
 //! - `network`: destinations that a script may connect to. `network_inside`: its own network with them; `network_connector`,
-//!   `network_relay`: the way out.
+//!   `network_relay`: the way out, `network_confine`: how narrow it is.
+//! - `terminal`: the terminal of an interactive shell.
 //! - `seccomp`, `landlock`: system calls and files as the kernel itself filters them, behind all else.
 //! - `explain`: the same in words, for people.
 //! - `verify`: what a sandbox really enforces. `step`: which step failed.
@@ -43,6 +44,7 @@ mod landlock;
 mod launcher;
 mod layer;
 mod network;
+mod network_confine;
 mod network_connector;
 mod network_inside;
 mod network_relay;
@@ -55,8 +57,11 @@ mod seccomp;
 mod secrets;
 mod stage;
 mod step;
+#[cfg(test)]
+mod swap_tests;
 mod sys;
 mod template;
+mod terminal;
 mod verify;
 mod wire;
 
@@ -82,6 +87,7 @@ pub use record::{
 pub use seccomp::table as system_calls;
 pub use secrets::{SECRET_NAME_MAX, SECRETS_BYTES_MAX, SECRETS_MAX, check_secret_name};
 pub use step::StepError;
+pub use terminal::copy_size as copy_terminal_size;
 pub use wire::{LauncherInfo, Mode};
 
 /// Readers of bytes that come from another process, for the tests that throw any bytes at them (`fuzz/`).

@@ -57,6 +57,16 @@ pub(super) enum Target {
     Name(String, u16),
 }
 
+impl Target {
+    /// The port at which it is connected to.
+    pub(super) fn port(&self) -> u16 {
+        match self {
+            Target::Address(address) => address.port(),
+            Target::Name(_, port) => *port,
+        }
+    }
+}
+
 impl Destination {
     fn has_port(&self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)

@@ -3,17 +3,16 @@
 //!
 //! Its keeper forks it before it leaves for namespaces of its own, so it goes on without agent and launcher as the keeper
 //! does, and dies with the keeper. It takes orders from the keeper alone; a script's bytes pass through relays and are
-//! read by none. It has no capability, a uid of its own where the launcher is root, and the system calls of a script.
+//! read by none. It has no capability, a uid of its own where the launcher is root, and what `network_confine` leaves it.
 #![forbid(unsafe_code)]
 
 use super::init::close_all_but;
 use super::keeper::Setup;
 use super::network::{self, CONNECTIONS_MAX, Destination};
+use super::network_confine::Confinement;
 use super::network_inside::{NO_NETWORK, SERVES};
 use super::network_relay::{self, reset};
-use super::profile::Profile;
 use super::record::NetworkUse;
-use super::seccomp::Filters;
 use super::step::{Step, StepError};
 use super::sys::{self, Fork};
 use super::wire::{self, Mode};
@@ -148,17 +147,23 @@ fn enter(setup: &Setup, parent: Pid, keeper: &OwnedFd, lock: RawFd) -> ! {
     let trouble = ready.as_ref().err().cloned();
     let told = wire::send(keeper.as_fd(), &Said::Ready(trouble), &[], MsgFlags::empty());
     match (ready, told) {
-        (Ok(signals), Ok(())) => Work::new(keeper, lock, signals).serve(),
+        (Ok((signals, confinement)), Ok(())) => Work::new(keeper, lock, signals, confinement).serve(),
         _ => sys::exit_now(1),
     }
 }
 
 /// Lets go of everything but the network.
-fn narrow(setup: &Setup, parent: Pid, keeper: &OwnedFd, lock: RawFd) -> Result<SignalFd, StepError> {
+fn narrow(
+    setup: &Setup,
+    parent: Pid,
+    keeper: &OwnedFd,
+    lock: RawFd,
+) -> Result<(SignalFd, Confinement), StepError> {
     let _ = prctl::set_name(c"sally-connector");
     close_all_but(&[keeper.as_raw_fd(), lock]).step(STEP, "closing descriptors")?;
     if setup.mode == Mode::Root {
         let (uid, gid) = (Uid::from_raw(setup.connector_uid), Gid::from_raw(setup.connector_uid));
+        sys::lock_securebits().step(STEP, "locking the secure bits")?;
         sys::drop_bounding_set().step(STEP, "dropping the bounding set")?;
         setgroups(&[]).step(STEP, "no supplementary groups")?;
         setresgid(gid, gid, gid).step(STEP, format!("becoming group {gid}"))?;
@@ -167,17 +172,14 @@ fn narrow(setup: &Setup, parent: Pid, keeper: &OwnedFd, lock: RawFd) -> Result<S
     }
     // After the change of uid, which takes it back.
     die_with(parent)?;
-    prctl::set_no_new_privs().step(STEP, "no new privileges")?;
     prctl::set_dumpable(false).step(STEP, "closing memory to others")?;
-    // Those of a script that may look at the host's interfaces.
-    let filters = Filters::new(Profile::Host, false, None)?;
-    filters.install_first().step(STEP, "system call filter")?;
-    filters.install_last().step(STEP, "system call filter")?;
+    let confinement = Confinement::of_connector()?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().step(STEP, "blocking SIGCHLD")?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .step(STEP, "signal descriptor")
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .step(STEP, "signal descriptor")?;
+    Ok((signals, confinement))
 }
 
 fn die_with(parent: Pid) -> Result<(), StepError> {
@@ -193,6 +195,7 @@ struct Work<'a> {
     keeper: &'a OwnedFd,
     lock: RawFd,
     signals: SignalFd,
+    confinement: Confinement,
     listeners: Vec<OwnedFd>,
     list: Vec<Destination>,
     relays: Vec<Pid>,
@@ -202,11 +205,12 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(keeper: &'a OwnedFd, lock: RawFd, signals: SignalFd) -> Self {
+    fn new(keeper: &'a OwnedFd, lock: RawFd, signals: SignalFd, confinement: Confinement) -> Self {
         Self {
             keeper,
             lock,
             signals,
+            confinement,
             listeners: Vec::new(),
             list: Vec::new(),
             relays: Vec::new(),
@@ -303,7 +307,8 @@ impl<'a> Work<'a> {
                     sys::exit_now(1);
                 }
                 let _ = prctl::set_name(c"sally-relay");
-                let Err(why) = network_relay::run(&stream, &target) else { sys::exit_now(0) };
+                let confine = || self.confinement.of_relay(&target);
+                let Err(why) = network_relay::run(&stream, &target, confine) else { sys::exit_now(0) };
                 // Said while the connection is still open: once the script sees its end, it is counted.
                 let cut: String = why.chars().take(TROUBLE_MAX).collect();
                 let said = words.map(|words| {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::network::{Target, is_special};
+use super::step::StepError;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -25,9 +26,17 @@ const ADDRESSES_MAX: usize = 4;
 const BUFFER: usize = 64 * 1024;
 
 /// Connects and carries. The error says, in words, why nothing came of it; then the script's end is reset when it is closed.
-pub(super) fn run(inside: &TcpStream, target: &Target) -> Result<(), String> {
+/// Once the name is looked up, `confine` takes all that is not needed any more.
+pub(super) fn run(
+    inside: &TcpStream,
+    target: &Target,
+    confine: impl FnOnce() -> Result<(), StepError>,
+) -> Result<(), String> {
     alarm::set(WHOLE_LIMIT);
-    let reached = reach(target);
+    let reached = look_up(target).and_then(|found| {
+        confine().map_err(|error| format!("{}: {error}", found.0))?;
+        reach(found)
+    });
     alarm::cancel();
     let outside = reached.inspect_err(|_| reset(inside))?;
     // How it ends from here on is between the two.
@@ -41,8 +50,9 @@ pub(super) fn reset(stream: &TcpStream) {
     let _ = setsockopt(&stream, sockopt::Linger, &at_once);
 }
 
-fn reach(target: &Target) -> Result<TcpStream, String> {
-    let (name, addresses) = match target {
+/// What a target is called, and its addresses.
+fn look_up(target: &Target) -> Result<(String, Vec<SocketAddr>), String> {
+    Ok(match target {
         Target::Address(address) => (address.to_string(), vec![*address]),
         Target::Name(name, port) => {
             let shown = format!("{name}:{port}");
@@ -51,7 +61,10 @@ fn reach(target: &Target) -> Result<TcpStream, String> {
             let addresses = allowed(&found).map_err(|why| format!("{shown}: {why}"))?;
             (shown, addresses)
         }
-    };
+    })
+}
+
+fn reach((name, addresses): (String, Vec<SocketAddr>)) -> Result<TcpStream, String> {
     let mut last = "it has no address".to_owned();
     for address in addresses.iter().take(ADDRESSES_MAX) {
         match TcpStream::connect_timeout(address, CONNECT_LIMIT) {
@@ -231,12 +244,12 @@ mod tests {
         let nobody = listener.local_addr().unwrap();
         drop(listener);
         let (mut script, inside) = pair();
-        let why = run(&inside, &Target::Address(nobody)).unwrap_err();
+        let why = run(&inside, &Target::Address(nobody), || Ok(())).unwrap_err();
         assert!(why.contains(&nobody.to_string()) && why.contains("refused"), "{why}");
         drop(inside);
         assert_eq!(script.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let (_script, inside) = pair();
-        let why = run(&inside, &Target::Name("localhost".into(), 9)).unwrap_err();
+        let why = run(&inside, &Target::Name("localhost".into(), 9), || Ok(())).unwrap_err();
         assert!(why.contains("where no name may lead"), "{why}");
     }
 }

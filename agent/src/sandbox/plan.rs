@@ -62,6 +62,10 @@ pub struct Plan {
     /// profile has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<Vec<Destination>>,
+    /// A terminal in place of standard input, output and error; its master comes with the keeper's answer. Nothing that
+    /// came over a network can ask for it, and only a launcher that was started for it has one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 /// What is executed.
@@ -311,6 +315,7 @@ impl Plan {
             defined: self.defined.clone(),
             user: self.user.clone(),
             listed: self.is_listed(),
+            terminal: self.terminal,
         }
     }
 
@@ -361,6 +366,9 @@ impl Plan {
         for line in lines {
             let _ = writeln!(text, "{line}");
         }
+        if self.terminal {
+            let _ = writeln!(text, "give it a terminal of its own as input and output");
+        }
         if !self.require.is_empty() {
             let names: Vec<_> = self.require.iter().map(|l| l.name()).collect();
             let _ = writeln!(text, "refuse to start without {}", names.join(", "));
@@ -392,6 +400,7 @@ pub(super) mod tests {
             keep_bytes: 0,
             require: vec![],
             destinations: None,
+            terminal: false,
         }
     }
 
@@ -441,6 +450,9 @@ pub(super) mod tests {
         for words in ["profile strict", "no network", "TERM after 1000 ms", "without net"] {
             assert!(text.contains(words), "{text}");
         }
+        assert!(!text.contains("terminal"));
+        plan.terminal = true;
+        assert!(plan.describe().contains("a terminal of its own"));
         plan.destinations = Some(vec!["db:5432".parse().unwrap()]);
         assert!(plan.describe().contains("connections to db:5432 and nothing else"));
     }

@@ -78,12 +78,15 @@ pub struct Shape {
     /// A list of destinations comes with the plans. An operator's profile may have one without that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub listed: bool,
+    /// They have a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 impl Shape {
     /// A built-in profile as it is.
     pub const fn built_in(profile: Profile) -> Shape {
-        Shape { profile, defined: None, user: None, listed: false }
+        Shape { profile, defined: None, user: None, listed: false, terminal: false }
     }
 
     /// The profile's name, its operator's if it is one.
@@ -115,6 +118,8 @@ pub struct Policy {
     pub ceiling: Limits,
     /// The longest timeout allowed, in milliseconds.
     pub max_timeout_ms: u64,
+    /// Whether plans may have a terminal.
+    pub terminal: bool,
 }
 
 impl Default for Policy {
@@ -125,13 +130,19 @@ impl Default for Policy {
             destinations: Vec::new(),
             ceiling: Limits::CEILING,
             max_timeout_ms: 30 * 24 * 3600 * 1000,
+            terminal: false,
         }
     }
 }
 
 impl Policy {
-    /// Checks how wide a profile is. Whether an operator's profile is there at all is for whoever has the definitions.
+    /// Checks how wide a profile is, and that no terminal is asked for where there is none. Whether an operator's profile is there at all is for whoever has the definitions.
     pub fn check_profile(&self, shape: &Shape) -> Result<(), String> {
+        if shape.terminal && !self.terminal {
+            return Err(
+                "this launcher gives no terminals: only that of `sally-agent sandbox shell` does".into()
+            );
+        }
         let by_its_file = shape.defined.is_some() && shape.profile != Profile::Admin;
         if shape.profile <= self.max_profile || by_its_file {
             return Ok(());
@@ -177,6 +188,7 @@ mod tests {
             destinations: Vec::new(),
             ceiling: Limits::CEILING,
             max_timeout_ms: 60_000,
+            terminal: false,
         }
     }
 
@@ -201,6 +213,14 @@ mod tests {
             assert!(profile.to_name().is_built_in());
             assert_eq!(profile.name().parse(), Ok(profile));
         }
+    }
+
+    #[test]
+    fn a_terminal_is_for_launchers_that_were_started_for_it() {
+        let mut plan = plan();
+        plan.terminal = true;
+        assert!(Policy::default().check(&plan).unwrap_err().contains("no terminals"));
+        assert_eq!(Policy { terminal: true, ..Policy::default() }.check(&plan), Ok(()));
     }
 
     #[test]

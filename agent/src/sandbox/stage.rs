@@ -64,9 +64,9 @@ pub(super) fn enter(
 ) -> ! {
     let mut layers = verify::namespaces(setup, own_proc);
     layers.extend(setup.group.layers());
-    if !setup.broken(Layer::Capabilities) && sys::drop_bounding_set().is_err() {
+    if !setup.broken(Layer::Capabilities) && sys::lock_securebits().is_err() {
         // What is left is seen by the check after the plan: the layer is then absent.
-        tracing::error!("the bounding set could not be dropped");
+        tracing::error!("the secure bits could not be locked");
     }
     let prepared = Word::Prepared(layers.clone());
     if wire::send(keeper.as_fd(), &prepared, &[folders[0].as_fd(), folders[1].as_fd()], MsgFlags::empty())
@@ -118,9 +118,12 @@ impl Stage<'_> {
         self.network(keeper, destinations)?;
         template::seal(&self.paths.base().join("in"))?;
         self.landlock(fds.inputs.stdin.as_ref(), destinations);
-        let (keeper, go) = self.descriptors(keeper, fds)?;
+        let (keeper, go) = self.descriptors(keeper, fds, plan.terminal)?;
         *socket = Some(keeper);
         setsid().step("session", "setsid")?;
+        if plan.terminal {
+            sys::take_terminal(std::io::stdin().as_fd()).step("terminal", "making it the session's own")?;
+        }
         // What `admin` leaves behind is the host's, and others have to read it.
         let mask = if self.setup.profile == Profile::Admin { 0o022 } else { 0o077 };
         umask(Mode::from_bits_truncate(mask));
@@ -203,6 +206,7 @@ impl Stage<'_> {
         &mut self,
         keeper: BorrowedFd<'_>,
         fds: StageFds,
+        terminal: bool,
     ) -> Result<(BorrowedFd<'static>, BorrowedFd<'static>), StepError> {
         const STEP: &str = "descriptors";
         let stdin = match fds.inputs.stdin {
@@ -210,8 +214,10 @@ impl Stage<'_> {
             None => open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
                 .step(STEP, "/dev/null")?,
         };
+        // A terminal is all three; the pipes then end here.
+        let (stdout, stderr) = if terminal { (&stdin, &stdin) } else { (&fds.stdout, &fds.stderr) };
         // Out of the way of the numbers to be filled.
-        let sources = [stdin.as_fd(), fds.stdout.as_fd(), fds.stderr.as_fd(), fds.result.as_fd(), keeper]
+        let sources = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), fds.result.as_fd(), keeper]
             .into_iter()
             .chain([fds.inputs.go.as_fd()])
             .map(|fd| sys::duplicate_above(fd, 16))
@@ -283,7 +289,7 @@ impl Stage<'_> {
                 return Err(StepError::other(STEP, "dropped capabilities could be taken back"));
             }
         }
-        self.layers.insert(Layer::Capabilities, verify::capabilities());
+        self.layers.insert(Layer::Capabilities, verify::capabilities(self.setup));
         Ok(())
     }
 

@@ -270,12 +270,16 @@ pub(super) fn pass_capabilities_on() -> nix::Result<()> {
     Ok(())
 }
 
-/// Drops the bounding and ambient sets and locks the bits that would give them back to uid 0.
-pub(super) fn drop_bounding_set() -> nix::Result<()> {
+/// Clears the ambient set and locks the bits that would give capabilities back to uid 0.
+pub(super) fn lock_securebits() -> nix::Result<()> {
     /// NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS locked off.
     const SECUREBITS: c_long = 0b1110_1111;
     prctl(libc::PR_SET_SECUREBITS, SECUREBITS, 0)?;
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_long, 0)?;
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_long, 0).map(drop)
+}
+
+/// Empties the bounding set of this process and of all that it will fork: it never grows again (capabilities(7)).
+pub(super) fn drop_bounding_set() -> nix::Result<()> {
     for cap in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, cap, 0) {
             Ok(_) => {}
@@ -286,22 +290,21 @@ pub(super) fn drop_bounding_set() -> nix::Result<()> {
     Ok(())
 }
 
-/// Whether the process holds no capability in any of its five sets, as the kernel says.
+/// Whether the bounding set is empty, as the kernel says.
+pub(super) fn bounding_set_is_empty() -> bool {
+    // The first number that the kernel does not know ends the list; it knows 0.
+    let held = (0..64).map_while(|cap| prctl(libc::PR_CAPBSET_READ, cap, 0).ok());
+    let mut known = 0;
+    held.inspect(|_| known += 1).all(|held| held == 0) && known > 0
+}
+
+/// Whether the process holds no capability, as the kernel says. An ambient one is always permitted too.
 pub(super) fn holds_no_capability() -> nix::Result<bool> {
     let header = CapHeader { version: CAP_VERSION_3, pid: 0 };
     let mut data = [CapData::default(); 2];
     // SAFETY: version 3 reads the header and writes exactly two data structs.
     Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
-    let sets_empty = data.iter().all(|d| d.effective | d.permitted | d.inheritable == 0);
-    let mut others_empty = true;
-    for cap in 0..64 {
-        match prctl(libc::PR_CAPBSET_READ, cap, 0) {
-            Ok(held) => others_empty &= held == 0,
-            Err(_) => break,
-        }
-        others_empty &= prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET as c_long, cap) == Ok(0);
-    }
-    Ok(sets_empty && others_empty)
+    Ok(data.iter().all(|d| d.effective | d.permitted | d.inheritable == 0))
 }
 
 /// Tries to take no_new_privs back, which must fail.
@@ -332,6 +335,41 @@ pub(super) fn lock(file: BorrowedFd<'_>) -> nix::Result<()> {
 pub(super) fn unlock(file: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: flock takes two integers.
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+}
+
+/// Lets the slave of a new pseudoterminal be opened.
+pub(super) fn unlock_terminal(master: BorrowedFd<'_>) -> nix::Result<()> {
+    let locked: c_int = 0;
+    // SAFETY: the request reads one integer, which lives through the call.
+    let rc = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const locked) };
+    Errno::result(rc).map(drop)
+}
+
+/// Opens the slave of a pseudoterminal, by no path; it becomes nobody's controlling terminal by this.
+pub(super) fn open_terminal_slave(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the request takes an integer and opens a new descriptor.
+    let fd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the call has just made this descriptor and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a terminal the controlling one of the calling process, which leads a session without one. A terminal that
+/// another session has is not taken away from it.
+pub(super) fn take_terminal(terminal: BorrowedFd<'_>) -> nix::Result<()> {
+    const STEAL: c_int = 0;
+    // SAFETY: the request takes an integer.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, STEAL) }).map(drop)
+}
+
+/// Gives one terminal the window size of another.
+pub(super) fn copy_terminal_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request writes one `winsize`, which lives through the call.
+    Errno::result(unsafe { libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) })?;
+    // SAFETY: the request reads one `winsize`, which lives through the call.
+    Errno::result(unsafe { libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) }).map(drop)
 }
 
 /// Installs a system call filter for the calling thread and all that it forks and executes.

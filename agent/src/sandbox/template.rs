@@ -7,6 +7,7 @@ use super::paths::BOX;
 use super::profile::Profile;
 use super::step::{Step, StepError};
 use super::sys::{self, MountFlags};
+use super::terminal;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
@@ -24,6 +25,8 @@ pub(super) struct Template<'a> {
     pub(super) profile: Profile,
     /// Attempts have a list of destinations, and an `/etc/hosts` with their names.
     pub(super) listed: bool,
+    /// Attempts have a terminal.
+    pub(super) terminal: bool,
     /// An existing empty directory of the host: mount point of the new root, and the box of `host`.
     pub(super) host_box: &'a Path,
     /// The program that is `sally-task` inside.
@@ -114,6 +117,9 @@ impl Template<'_> {
             }
         }
         self.build_dev(&root.join("dev"))?;
+        if self.terminal {
+            terminal::mount_in(root)?;
+        }
         self.build_etc(&root.join("etc"))?;
         // Only where a procfs can be seen does the kernel let an attempt mount its own over it.
         bind(Path::new("/proc"), &root.join("proc"), true)?;
@@ -199,6 +205,14 @@ impl Template<'_> {
             bind(&node, &root.join("dev").join(name), false)?;
         }
         self.extras.mount_devices(root)?;
+        if self.terminal {
+            // Over the host's terminals, which are not for this one to see.
+            terminal::mount_in(root)?;
+            for path in [terminal::FOLDER, terminal::CONTROLLING].iter().filter(|_| !self.break_root) {
+                let place = root.join(path.trim_start_matches('/'));
+                set_flags(&place, false, MountFlags::READ_ONLY.and(MountFlags::NO_SUID))?;
+            }
+        }
         let inside = root.join(self.host_box.strip_prefix("/").unwrap_or(self.host_box));
         tmpfs(&inside, "mode=0755,size=1m,nr_inodes=64")?;
         self.build_box(&inside)?;

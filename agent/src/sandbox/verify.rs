@@ -127,9 +127,10 @@ pub(super) fn rlimits(wanted: &[(Resource, u64)]) -> Hold {
     if wanted.iter().all(holds) { Hold::Enforced } else { Hold::Absent }
 }
 
-/// Reads the five capability sets back.
-pub(super) fn capabilities() -> Hold {
-    if sys::holds_no_capability() == Ok(true) { Hold::Enforced } else { Hold::Absent }
+/// Reads the capability sets back. The keeper has read back that of which nothing can be had again.
+pub(super) fn capabilities(setup: &Setup) -> Hold {
+    let none = setup.no_bounding && sys::holds_no_capability() == Ok(true);
+    if none { Hold::Enforced } else { Hold::Absent }
 }
 
 /// Tries to become root and to raise capabilities. Either must fail after they were dropped.

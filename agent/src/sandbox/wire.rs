@@ -184,7 +184,8 @@ pub enum Mode {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// It is being built; the exit record will say how it ended.
+    /// It is being built; the exit record will say how it ended. The master of its terminal comes with this message,
+    /// if the plan asked for one.
     Accepted { keeper: i32, init: i32 },
     /// Nothing was done; the message says why.
     Refused(String),
@@ -266,6 +267,8 @@ pub(super) enum Ended {
 
 /// Keeper to init, one byte: send TERM to the main process's group.
 pub(super) const INIT_TERM: u8 = b'T';
+/// Keeper to init, one byte: send HUP to it, as a terminal that is closed does: an interactive shell ignores TERM.
+pub(super) const INIT_HANGUP: u8 = b'H';
 /// Keeper to init, one byte: kill everything.
 pub(super) const INIT_KILL: u8 = b'K';
 

@@ -1,9 +1,8 @@
-/* The attacks, one function each, as a static program that the tests start inside the sandbox (and some outside).
+/* The attacks, one function each, as a static program (with those of escapes.c) that the tests start inside the sandbox (and some outside).
  * An attack ends with OPEN if it did its harm, CLOSED if it was refused, CANNOT if this kernel has no such thing.
  * The last line that it prints says what happened. Nothing here harms the machine if it succeeds. */
-#define _GNU_SOURCE
+#include "attacker.h"
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -11,9 +10,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -30,21 +27,6 @@
 #include <sys/wait.h>
 #include <arpa/inet.h>
 #include <unistd.h>
-
-enum { OPEN = 10, CLOSED = 20, CANNOT = 30 };
-
-static int end(int code, const char *what) {
-    printf("%s: %s\n", what, code == OPEN ? "done" : strerror(errno));
-    return code;
-}
-
-/* A call that did its work if it returned no error. */
-static int judge(long rc, const char *what) { return end(rc >= 0 ? OPEN : CLOSED, what); }
-
-/* A call with arguments that no kernel takes: its code was reached unless the answer is that of a filter. */
-static int reached(long rc, const char *what) {
-    return end(rc < 0 && (errno == EPERM || errno == ENOSYS || errno == EACCES) ? CLOSED : OPEN, what);
-}
 
 /* Files. */
 static int a_read(char **arg) {
@@ -252,15 +234,33 @@ static int a_many(char **arg) {
     printf("%d answers\n", answers);
     return 0;
 }
-/* A network to be attacked: on two ports TCP that greets and keeps the connection, on the first UDP that answers, and an
- * abstract socket. It says when it is up, and dies with whoever started it. */
+/* The answer to a question for a name, made of the question: names that begin with "dns" have one address. */
+static int name_answer(unsigned char *packet, int length) {
+    static const unsigned char address[] = {0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 99, 0, 1};
+    int at = 12;
+    while (at < length && packet[at]) at += packet[at] + 1;
+    int known = packet[12] == 3 && !memcmp(packet + 13, "dns", 3), wanted = packet[at + 2] == 1;
+    packet[2] = 0x81;
+    packet[3] = known ? 0x80 : 0x83;
+    memset(packet + 6, 0, 6);
+    length = at + 5;
+    if (known && wanted) {
+        packet[7] = 1;
+        memcpy(packet + length, address, sizeof address);
+        length += sizeof address;
+    }
+    return length;
+}
+/* A network to be attacked: on two ports TCP that greets and keeps the connection, on the first UDP that answers, an
+ * abstract socket, one that is a file, and a server of names. It says when it is up, and dies with whoever started it. */
 static int a_world(char **arg) {
     int on = 1, off = 0;
-    struct pollfd fds[3];
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    struct pollfd fds[4];
+    /* A death signal of a parent that has become another user would not be allowed to come. */
+    pid_t parent = getppid();
     signal(SIGPIPE, SIG_IGN);
-    for (int i = 0; i < 3; i++) {
-        struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(arg[i % 2]))};
+    for (int i = 0; i < 4; i++) {
+        struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_port = htons(i < 3 ? atoi(arg[i % 2]) : 53)};
         fds[i].fd = socket(AF_INET6, i < 2 ? SOCK_STREAM : SOCK_DGRAM, 0);
         fds[i].events = POLLIN;
         setsockopt(fds[i].fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -273,6 +273,11 @@ static int a_world(char **arg) {
     int hidden = socket(AF_UNIX, SOCK_STREAM, 0);
     if (bind(hidden, (void *)&name, offsetof(struct sockaddr_un, sun_path) + 1 + strlen(arg[2])) < 0 || listen(hidden, 9) < 0)
         return end(CLOSED, "serve");
+    struct sockaddr_un file = {.sun_family = AF_UNIX};
+    strncpy(file.sun_path, arg[3], sizeof file.sun_path - 1);
+    int named = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(named, (void *)&file, sizeof file) < 0 || chmod(arg[3], 0777) < 0 || listen(named, 9) < 0)
+        return end(CLOSED, "serve");
     puts("up");
     fflush(stdout);
     close(1);
@@ -280,11 +285,17 @@ static int a_world(char **arg) {
         char byte;
         struct sockaddr_storage from;
         socklen_t length = sizeof from;
-        poll(fds, 3, -1);
+        unsigned char packet[1024];
+        poll(fds, 4, 500);
+        if (getppid() != parent) return 0;
         for (int i = 0; i < 2; i++)
             if (fds[i].revents) send(accept(fds[i].fd, 0, 0), "!", 1, MSG_NOSIGNAL);
         if (fds[2].revents && recvfrom(fds[2].fd, &byte, 1, 0, (void *)&from, &length) >= 0)
             sendto(fds[2].fd, "!", 1, 0, (void *)&from, length);
+        if (!fds[3].revents) continue;
+        length = sizeof from;
+        ssize_t asked = recvfrom(fds[3].fd, packet, 512, 0, (void *)&from, &length);
+        if (asked > 16) sendto(fds[3].fd, packet, name_answer(packet, asked), 0, (void *)&from, length);
     }
 }
 /* A neighbour that can be connected to by whoever sees its abstract socket. */
@@ -382,6 +393,10 @@ static const struct { const char *name; int (*run)(char **); } attacks[] = {
     ATTACK(answer_at_once), ATTACK(many), ATTACK(world), ATTACK(abstract_server), ATTACK(bpf), ATTACK(perf), ATTACK(userfaultfd), ATTACK(io_uring),
     ATTACK(memfd_secret), ATTACK(keys), ATTACK(personality), ATTACK(hostname),
     ATTACK(foreign_table), ATTACK(host_settings), ATTACK(terminal), ATTACK(console), ATTACK(wait),
+    ATTACK(unix_socket), ATTACK(unix_datagram), ATTACK(packets), ATTACK(fifo), ATTACK(group_files), ATTACK(mount_groups),
+    ATTACK(kernel_files), ATTACK(devices), ATTACK(open_processes), ATTACK(x32), ATTACK(own_terminal), ATTACK(tty),
+    ATTACK(file_capability), ATTACK(made_setuid), ATTACK(rename_box), ATTACK(read_any), ATTACK(neighbour), ATTACK(hoard), ATTACK(litter),
+    ATTACK(swap), ATTACK(ask_launcher),
 };
 
 int main(int argc, char **argv) {

@@ -12,7 +12,7 @@ pub(crate) struct Try {
     /// The list of destinations.
     #[allow(dead_code, reason = "the table shows no arguments")]
     pub(crate) allow: &'static [&'static str],
-    /// Attack of `attacker.c` and its arguments.
+    /// Attack of `attacker.c` and its arguments; `{dir}` is the folder of the test.
     #[allow(dead_code, reason = "the table shows no arguments")]
     pub(crate) run: &'static [&'static str],
     /// Layers without which it succeeds, all of them together. Empty: see `unseen`.
@@ -175,8 +175,17 @@ pub(crate) const DESTINATIONS: &[Try] = &[
         what: "connect to an abstract unix socket of the host",
         allow: DATABASE,
         run: &["abstract_socket", "sally-world"],
-        opens: &[Net, Landlock],
-        holds: &[&[Net], &[Landlock]],
+        opens: &[Net, Seccomp, Landlock],
+        holds: &[&[Net, Seccomp], &[Seccomp, Landlock]],
+        unseen: "",
+    },
+    Try {
+        test: "a_unix_socket_beside_a_list",
+        what: "connect to a unix socket of the host's files",
+        allow: DATABASE,
+        run: &["unix_socket", "{dir}/socket"],
+        opens: &[Seccomp, Root],
+        holds: &[&[Net, Landlock]],
         unseen: "",
     },
     Try {

@@ -1,6 +1,7 @@
 //! The list of attacks: what is tried, what keeps it out, and without which layers it succeeds. The table in
-//! `docs/sandbox.md` is made from it.
+//! `docs/sandbox.md` is made from it and from `escapes`.
 
+use crate::escapes::ESCAPES;
 use sally_agent::sandbox::Layer::{self, *};
 use sally_agent::sandbox::Mode;
 use sally_agent::sandbox::Profile;
@@ -26,26 +27,21 @@ pub(crate) struct Attack {
 /// A mode (`None`: both), a profile, and the layers that are left out.
 pub(crate) type Case = (Option<Mode>, Profile, &'static [Layer]);
 
-/// An attack that is tried by another test of this folder.
-pub(crate) struct Elsewhere {
-    /// File and name of the test.
-    pub(crate) test: (&'static str, &'static str),
-    pub(crate) what: &'static str,
-    /// What keeps it out.
-    pub(crate) by: &'static str,
-}
-
-const STRICT: Profile = Profile::Strict;
-const NET: Profile = Profile::Net;
-const HOST: Profile = Profile::Host;
-const ALL: &[Profile] = &Profile::ALL;
-const PRIVATE: &[Profile] = &[STRICT, NET];
+pub(crate) const STRICT: Profile = Profile::Strict;
+pub(crate) const NET: Profile = Profile::Net;
+pub(crate) const HOST: Profile = Profile::Host;
+pub(crate) const ALL: &[Profile] = &Profile::ALL;
+pub(crate) const PRIVATE: &[Profile] = &[STRICT, NET];
 const ONLY_STRICT: &[Profile] = &[STRICT];
-const ROOT: Option<Mode> = Some(Mode::Root);
-const USER: Option<Mode> = Some(Mode::User);
+pub(crate) const ROOT: Option<Mode> = Some(Mode::Root);
+pub(crate) const USER: Option<Mode> = Some(Mode::User);
 
 /// An attack that one filter alone keeps out, in every profile.
-const fn by_filter(test: &'static str, what: &'static str, run: &'static [&'static str]) -> Attack {
+pub(crate) const fn by_filter(
+    test: &'static str,
+    what: &'static str,
+    run: &'static [&'static str],
+) -> Attack {
     Attack { test, what, run, profiles: ALL, opens: &[(None, STRICT, &[Seccomp])], holds: &[], unseen: "" }
 }
 
@@ -76,14 +72,19 @@ const fn by_any_of_three(
     Attack { test, what, run, profiles, opens: OPENS, holds: HOLDS, unseen: "" }
 }
 
-pub(crate) const ATTACKS: &[Attack] = &[
+/// Every attack, in the order of the table.
+pub(crate) fn attacks() -> impl Iterator<Item = &'static Attack> {
+    ATTACKS.iter().chain(ESCAPES)
+}
+
+const ATTACKS: &[Attack] = &[
     Attack {
         test: "the_hosts_passwords",
         what: "read `/etc/shadow`",
         run: &["read", "/etc/shadow"],
         profiles: ALL,
-        opens: &[(ROOT, STRICT, &[User, Root])],
-        holds: &[(None, STRICT, &[Root])],
+        opens: &[(ROOT, STRICT, &[User, Root]), (ROOT, HOST, &[Capabilities])],
+        holds: &[(None, STRICT, &[Root]), (None, STRICT, &[Capabilities])],
         unseen: "user mode: the account may not read it outside either",
     },
     Attack {
@@ -344,87 +345,4 @@ pub(crate) const ATTACKS: &[Attack] = &[
         "reach the code that pastes into a console (`TIOCLINUX`)",
         &["console"],
     ),
-];
-
-pub(crate) const ELSEWHERE: &[Elsewhere] = &[
-    Elsewhere {
-        test: ("destinations", "a_neighbour_slot_cannot_be_reached"),
-        what: "reach a neighbour slot's abstract socket beside a list of destinations",
-        by: "`net`, `landlock`",
-    },
-    Elsewhere {
-        test: ("destinations", "one_attempt_leaves_nothing_to_the_next_and_lists_can_change"),
-        what: "use what an earlier attempt's list allowed",
-        by: "`net`: a network for each attempt",
-    },
-    Elsewhere {
-        test: ("destinations", "connections_are_bounded_and_end_with_the_attempt"),
-        what: "exhaust the host by connections, or keep one beyond the run",
-        by: "the connector: 64 at a time, killed with the attempt",
-    },
-    Elsewhere {
-        test: ("sandbox", "exactly_four_descriptors_are_open_and_can_be_opened_again"),
-        what: "find any descriptor but 0 to 3",
-        by: "`closed_descriptors`",
-    },
-    Elsewhere {
-        test: ("sandbox", "the_environment_of_execve_is_the_plans"),
-        what: "find any variable but the plan's",
-        by: "`environment`",
-    },
-    Elsewhere {
-        test: ("sandbox", "the_result_file_is_taken_if_it_is_a_file"),
-        what: "a link, a pipe or a folder in place of the result file",
-        by: "the keeper takes regular files by descriptor",
-    },
-    Elsewhere {
-        test: ("sandbox", "files_that_the_script_names_are_kept_and_nothing_else_is"),
-        what: "a link or a pipe named as a file to keep",
-        by: "the keeper takes regular files beneath the work folder",
-    },
-    Elsewhere {
-        test: ("sandbox", "leftovers_are_killed_counted_and_not_waited_for"),
-        what: "outlive the run: `setsid`, double fork, ignored signals",
-        by: "`pid`",
-    },
-    Elsewhere {
-        test: ("sandbox", "a_timeout_is_term_and_then_kill"),
-        what: "ignore the end of the time",
-        by: "`pid`",
-    },
-    Elsewhere {
-        test: ("sandbox", "output_over_the_limit_is_drained_and_counted"),
-        what: "flood the output",
-        by: "the keeper drains and counts",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "fork bomb",
-        by: "`cgroup_pids`, without control groups `rlimits`",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "memory bomb",
-        by: "`cgroup_memory`, without control groups `rlimits` for each process",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "fill the disk, by bytes and by files",
-        by: "the limits of the box",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "use up descriptors",
-        by: "`rlimits`",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "a storm of signals to all that can be seen",
-        by: "`pid`",
-    },
-    Elsewhere {
-        test: ("bombs", "an_attack_is_ended_for_its_reason_and_its_neighbour_stays_quick"),
-        what: "ignore every signal",
-        by: "`pid`",
-    },
 ];

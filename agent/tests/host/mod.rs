@@ -89,7 +89,7 @@ impl Host {
         let dir = self.dir.path().join(format!("run-{number}"));
         let (folder, handover) = RunFolder::create(&dir, inputs).unwrap();
         let events = folder.events().unwrap();
-        let Started { go, keeper_pid, init_pid } = self.launcher.start(slot, plan, handover).await?;
+        let Started { go, keeper_pid, init_pid, .. } = self.launcher.start(slot, plan, handover).await?;
         Ok(Running { folder, events, go: Some(go), keeper: keeper_pid, init: init_pid })
     }
 
@@ -251,6 +251,7 @@ pub(crate) fn plan(shell: &str) -> Plan {
         keep_bytes: 0,
         require: vec![],
         destinations: None,
+        terminal: false,
     }
 }
 

@@ -334,7 +334,7 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 
 /// Writes a body. The wire types hold only what JSON can: text keys, finite numbers.
 pub fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
-    serde_json::to_vec(message).unwrap_or_default()
+    crate::fail::body(serde_json::to_vec(message).unwrap_or_default())
 }
 
 /// A body of one JSON line, a line feed, and raw bytes: how chunks travel without base64.

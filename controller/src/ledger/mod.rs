@@ -1,9 +1,9 @@
 //! The ledger: the controller's durable record of jobs and runs. It speaks to its database and nothing else.
 //!
 //! In reading order: `types` is what goes in and out; [`rank`] which of two outcomes is believed; `work` decides
-//! commands on rows, without a database, with `attempts` (from one attempt to the next) and `stop` (ends what waits); `command` and `writer` bring commands to the one task that
-//! writes, many in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `recent` spares
-//! loading; `read` answers
+//! commands on rows, without a database, with `attempts` (from one attempt to the next), `held` (what agents hold that is
+//! not on record so) and `stop` (ends what waits); `command` and `writer` bring commands to the one task that writes, many
+//! in one commit; `load`, `save`, `row` and `schema.sql` are the database's side; `recent` spares loading; `read` answers
 //! questions; [`roster`] is who is enrolled; `open` opens the file; `error` says what went wrong and what to do.
 //!
 //! A change is on the disk before its method returns.
@@ -12,6 +12,7 @@
 mod attempts;
 mod command;
 mod error;
+mod held;
 mod load;
 mod open;
 pub mod rank;

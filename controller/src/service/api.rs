@@ -205,7 +205,7 @@ async fn call(service: &Service, caller: &User, call: Call, payload: bytes::Byte
             value(&AgentPage { agents: fleet.all().map(record).collect() })
         }
         Call::Hello => value(&Hello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: sally_common::fail::version(env!("CARGO_PKG_VERSION")),
             broker: service.client.server_info().version,
             ledger: service.ledger.id().to_owned(),
             caller: caller.to_string(),

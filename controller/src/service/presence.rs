@@ -155,7 +155,7 @@ mod tests {
                 let drawn = seed >> 33;
                 let who = all[(drawn % 4) as usize];
                 now += [0, 1, QUIET_MS, ALONE_MS][(drawn / 4 % 4) as usize];
-                presence.hear(who, drawn / 16 % 8 == 0, drawn / 128 % 16 == 0, now);
+                presence.hear(who, (drawn / 16).is_multiple_of(8), (drawn / 128).is_multiple_of(16), now);
             }
             let until = now + 2 * ALONE_MS;
             let mut last = Verdict::Wait;

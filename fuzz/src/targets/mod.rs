@@ -19,6 +19,7 @@ pub const ALL: &[Target] = &[
     ("task", script::task),
     ("json", script::json),
     ("plan", sandbox::plan),
+    ("profile", sandbox::profile),
     ("launcher", sandbox::launcher),
     ("record", sandbox::record),
     ("secrets", sandbox::secrets),

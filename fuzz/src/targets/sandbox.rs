@@ -1,6 +1,9 @@
 //! What agent, launcher and keeper tell each other.
 
-use sally_agent::sandbox::{ExitRecord, Limits, MAX_PLAN_BYTES, Plan, Profile, readers};
+use sally_agent::sandbox::{
+    Access, ExitRecord, Limits, MAX_PLAN_BYTES, Plan, Profile, ProfileDefinition, readers,
+};
+use sally_common::name::ProfileName;
 
 /// A plan that is believed reads back as the same, and can be described.
 pub(super) fn plan(bytes: &[u8]) {
@@ -11,6 +14,22 @@ pub(super) fn plan(bytes: &[u8]) {
     let again = serde_json::to_vec(&plan).expect("a plan is written");
     if again.len() <= MAX_PLAN_BYTES {
         assert_eq!(Plan::parse(&again), Ok(plan));
+    }
+}
+
+/// An operator's profile: one that is refused says why, one that is believed asks for nothing relative, and for no more
+/// than any host allows.
+pub(super) fn profile(bytes: &[u8]) {
+    let name: ProfileName = "site".parse().expect("a name");
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match ProfileDefinition::parse(&name, text) {
+        Err(problems) => assert!(!problems.is_empty() && problems.iter().all(|p| !p.is_empty())),
+        Ok(definition) => {
+            assert_eq!(definition.limits(Limits::default()).check_within(&Limits::CEILING), Ok(()));
+            for access in [Access::Hide, Access::Read, Access::Write] {
+                assert!(definition.paths_to(access).all(|path| path.is_absolute()));
+            }
+        }
     }
 }
 

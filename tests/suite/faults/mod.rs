@@ -4,7 +4,7 @@
 //!   callers are told and with the ledger; [`points`] are the named places where programs die.
 //! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order; [`schedule`] what is drawn,
 //!   [`manner`] the ways in which jobs are submitted, and taken back.
-//! - [`ledgers`]: lost and restored; [`twins`]: a copy of an agent.
+//! - [`ledgers`]: lost and restored; [`twins`]: a copy of an agent; [`versions`]: programs of other versions.
 //! - [`link`]: a bad connection; [`replay`]: a broker that says everything again; [`disk`]: file systems of a test's own.
 //! - [`table`]: the document.
 //!
@@ -21,5 +21,6 @@ mod rows;
 mod schedule;
 mod table;
 mod twins;
+mod versions;
 mod walk;
 mod world;

@@ -12,7 +12,7 @@ use super::points;
 use super::replay::Replay;
 use super::table;
 use super::world::{Process, World};
-use super::{ledgers, twins};
+use super::{ledgers, twins, versions};
 use crate::effects::{Kind, lives, send};
 use crate::harness::{eventually, programs};
 use crate::netns;
@@ -322,6 +322,9 @@ rows! {
     ledger_lost: "the controller's ledger is removed with a run under way", |row| judged(row, ledgers::lost());
     ledger_restored: "the controller's ledger is replaced by an older `sally backup` with a run under way", |row| {
         judged(row, ledgers::restored());
+    };
+    versions_side_by_side: "agents and controller are of newer and of older versions, and change under runs", |row| {
+        judged(row, versions::side_by_side());
     };
     credentials_refused: "the broker refuses the agent's credentials for a while", |row| {
         let mut world = World::new(1, 13);

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Finding;
 use super::host::{Facts, cgroup_remedy};
-use crate::local::scratch::{Purpose, Scratch};
+use crate::local::scratch::{Purpose, Scratch, Talk};
 use crate::sandbox::{
     DEFAULT_PATH, Definitions, Event, Hold, Layer, Layers, Limits, Outcome, PLAN_VERSION, Plan, Profile,
     Program, RunFolder, RunInputs, SandboxError, Shape,
@@ -47,7 +47,8 @@ pub async fn try_all(
         profiles_dir: profiles_dir.to_owned(),
         users: Vec::new(),
         allow: Vec::new(),
-        talks: false,
+        talk: Talk::Silent,
+        terminal: false,
     };
     let scratch = match Scratch::start(purpose).await {
         Ok(scratch) => scratch,
@@ -139,6 +140,7 @@ async fn run_true(
         keep_bytes: 0,
         require: Vec::new(),
         destinations: None,
+        terminal: false,
     };
     let (folder, handover) = RunFolder::create(&scratch.run_dir(number), RunInputs::default())?;
     let mut events = folder.events()?;

@@ -273,6 +273,7 @@ impl Run {
             keep_bytes: if task.keep { config.keep.run_bytes } else { 0 },
             require,
             destinations: None,
+            terminal: false,
         })
     }
 

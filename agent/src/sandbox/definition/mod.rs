@@ -35,6 +35,8 @@ pub struct ProfileDefinition {
     pub devices: Vec<PathBuf>,
     /// All that its scripts may connect to; `None`: as the base has it.
     pub network_allow: Option<Vec<Destination>>,
+    /// Where it starts from `host`: its scripts may make unix sockets, and so connect to those of the host's files.
+    pub unix_sockets: bool,
     /// System calls by name that the base refuses and this one does not.
     pub allowed_calls: Vec<String>,
     /// System calls by name that the base allows and this one refuses.
@@ -154,6 +156,7 @@ impl ProfileDefinition {
         !(self.paths.is_empty()
             && self.devices.is_empty()
             && self.network_allow.is_none()
+            && !self.unix_sockets
             && self.allowed_calls.is_empty()
             && self.refused_calls.is_empty())
     }

@@ -58,7 +58,8 @@ impl Reader {
         paths.sort();
         let mut network = self.table(table, "network");
         let network_allow = network.contains_key("allow").then(|| self.destinations(&mut network));
-        self.no_more("network.", &network, "allow");
+        let unix_sockets = self.yes_or_no(&mut network, "unix_sockets", "network.unix_sockets");
+        self.no_more("network.", &network, "allow and unix_sockets");
         let mut calls = self.table(table, "system_calls");
         let allowed_calls = self.calls(&mut calls, "allow", seccomp::may_be_allowed);
         let refused_calls = self.calls(&mut calls, "refuse", seccomp::may_be_refused);
@@ -72,6 +73,7 @@ impl Reader {
             paths,
             devices: self.devices(table),
             network_allow,
+            unix_sockets,
             allowed_calls,
             refused_calls,
             limits,
@@ -135,6 +137,17 @@ impl Reader {
             other => {
                 self.note(key, shown(&other), expected);
                 None
+            }
+        }
+    }
+
+    fn yes_or_no(&mut self, table: &mut Table, key: &str, full_key: &str) -> bool {
+        match table.remove(key) {
+            None => false,
+            Some(Value::Boolean(value)) => value,
+            Some(other) => {
+                self.note(full_key, shown(&other), "true or false");
+                false
             }
         }
     }
@@ -287,6 +300,11 @@ impl Reader {
                             can change nothing of it";
             self.note("base", "\"admin\"", expected);
             return;
+        }
+        if definition.unix_sockets && definition.base != Profile::Host {
+            let expected = "base = \"host\": elsewhere a script sees those sockets of the host that files.read and \
+                            files.write show, and may connect to them";
+            self.note("network.unix_sockets", true, expected);
         }
         if let Some(Err(problem)) = definition.network_allow.as_deref().map(network::check) {
             let list = definition.network_allow.iter().flatten().map(ToString::to_string);
@@ -451,6 +469,14 @@ cpu_ms = -1
         assert!(hidden.contains("nothing else is there"), "{hidden}");
         let twice = parse("base = \"strict\"\n[system_calls]\nallow = [\"ptrace\"]\nrefuse = [\"ptrace\"]");
         assert!(twice.is_err());
+        let sockets =
+            |base: &str, value: &str| parse(&format!("base = \"{base}\"\n[network]\nunix_sockets = {value}"));
+        assert!(sockets("host", "true").is_ok_and(|d| d.unix_sockets && d.changes_isolation()));
+        assert!(sockets("net", "false").is_ok_and(|d| !d.unix_sockets));
+        assert!(
+            sockets("net", "true").unwrap_err().contains("unix_sockets = true: expected base = \"host\"")
+        );
+        assert!(sockets("host", "1").unwrap_err().contains("unix_sockets = 1: expected true or false"));
         assert!(parse("").unwrap_err().contains("base = (absent): expected strict"));
         assert!(parse("base = ").is_err());
         let named = ProfileDefinition::parse(&ProfileName::new("host").unwrap(), "base = \"strict\"");

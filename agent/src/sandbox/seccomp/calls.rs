@@ -156,6 +156,42 @@ pub(super) const REFUSED: &[Line] = &[
 pub(super) const BEFORE_THE_SCRIPT: &[Line] =
     &[line!("mounts": SYS_mount, SYS_umount2, SYS_mount_setattr = 442)];
 
+/// All that the process outside may call that makes the connections of a list of destinations: it accepts, looks up
+/// names, and forks a process for each connection. `helper.rs` limits some by their arguments.
+pub(super) const CONNECTOR: &[Line] = &[
+    line!("messages of the keeper, signals, waiting": SYS_recvmsg, SYS_sendmsg, SYS_ppoll, SYS_signalfd4, SYS_read,
+        SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_rt_sigreturn, SYS_restart_syscall, SYS_close, SYS_close_range),
+    line!("processes for connections, and their end": SYS_clone, SYS_wait4, SYS_kill, SYS_getpid, SYS_getppid,
+        SYS_gettid, SYS_set_robust_list, SYS_rseq, SYS_exit, SYS_exit_group, SYS_setitimer),
+    line!("narrowing such a process": SYS_seccomp, SYS_landlock_create_ruleset = 444, SYS_landlock_add_rule = 445,
+        SYS_landlock_restrict_self = 446),
+    line!("names: the files that say how, and servers": SYS_openat, SYS_newfstatat, SYS_fstat, SYS_statx,
+        SYS_readlinkat, SYS_faccessat, SYS_pread64, SYS_readv, SYS_lseek, SYS_fcntl, SYS_ioctl, SYS_uname,
+        SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_sendmmsg, SYS_recvmmsg, SYS_recvfrom, SYS_sendto,
+        SYS_bind, SYS_getsockname, SYS_getpeername, SYS_clock_gettime, SYS_gettimeofday, SYS_getrandom, SYS_prctl,
+        SYS_tgkill),
+    line!("sockets: accepting, connecting, how they are": SYS_accept4, SYS_socket, SYS_socketpair, SYS_connect,
+        SYS_setsockopt, SYS_getsockopt, SYS_shutdown),
+    line!("carrying bytes": SYS_write, SYS_writev, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_mremap, SYS_madvise,
+        SYS_brk, SYS_futex, SYS_clock_nanosleep, SYS_nanosleep),
+    Line {
+        why: "the same by their old names",
+        calls: x86!(SYS_poll SYS_fork SYS_alarm SYS_open SYS_stat SYS_lstat SYS_access SYS_readlink SYS_pause),
+    },
+];
+
+/// Those of them that are left to the process of one connection, once its name is looked up; of sockets TCP alone.
+pub(super) const RELAY: &[Line] = &[
+    line!("connecting": SYS_connect, SYS_getsockopt, SYS_setsockopt, SYS_getsockname, SYS_getpeername, SYS_fcntl,
+        SYS_ioctl, SYS_setitimer, SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_rt_sigreturn),
+    line!("carrying bytes": SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_ppoll,
+        SYS_shutdown, SYS_close, SYS_restart_syscall, SYS_clock_gettime, SYS_mmap, SYS_munmap, SYS_mremap,
+        SYS_madvise, SYS_brk, SYS_futex, SYS_mprotect),
+    line!("saying why it failed, and its end": SYS_sendmsg, SYS_exit, SYS_exit_group, SYS_getpid, SYS_gettid,
+        SYS_tgkill),
+    Line { why: "the same by their old names", calls: x86!(SYS_poll SYS_alarm) },
+];
+
 /// Calls that no definition may allow, whatever it is for: keys have no namespace.
 pub(super) const KEYS: [&str; 3] = ["keyctl", "add_key", "request_key"];
 

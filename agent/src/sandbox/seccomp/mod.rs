@@ -14,6 +14,9 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod helper;
+
+pub(super) use helper::HelperFilters;
 
 use super::definition::ProfileDefinition;
 use super::profile::Profile;
@@ -74,6 +77,9 @@ const NAMESPACE_FLAGS: [(i32, &str); 7] = [
     (libc::CLONE_NEWNET, "net"),
 ];
 
+/// Taking a terminal as one's own: scripts have none, and programs that make theirs do it before they are scripts.
+const TIOCSCTTY: u32 = 0x540e;
+
 /// TIOCLINUX and TIOCSETD are in no header that this program reads on every architecture.
 const TERMINAL_REQUESTS: [(u32, &str); 3] = [
     (0x5412, "TIOCSTI: typing into a terminal"),
@@ -109,7 +115,7 @@ impl Filters {
         let any = |numbers: &[i64]| numbers.iter().map(|number| (*number, vec![])).collect::<Rules>();
         let allowed: Rules = every(ALLOWED).chain(every(BEFORE_THE_SCRIPT)).chain(any(&more)).collect();
         let mut refused: Rules = every(REFUSED).filter(|(number, _)| !more.contains(number)).collect();
-        add_limits(&mut refused, &limits(profile, listed)).map_err(compile_error)?;
+        add_limits(&mut refused, &limits(profile, listed, changes)).map_err(compile_error)?;
         // Those that a definition refuses come last: keeper, init and stage may need them.
         let mut last: Rules = every(BEFORE_THE_SCRIPT).collect();
         add_limits(&mut last, &last_limits(profile, listed)).map_err(compile_error)?;
@@ -137,8 +143,8 @@ impl Filters {
 }
 
 /// Calls that are refused by their arguments, for the life of a keeper.
-fn limits(profile: Profile, listed: bool) -> Vec<Limit> {
-    let mut limits = socket_limits(profile, listed);
+fn limits(profile: Profile, listed: bool, changes: Option<&ProfileDefinition>) -> Vec<Limit> {
+    let mut limits = socket_limits(profile, listed, changes);
     for (request, why) in TERMINAL_REQUESTS {
         limits.push(Limit {
             name: "ioctl",
@@ -170,9 +176,22 @@ fn limits(profile: Profile, listed: bool) -> Vec<Limit> {
     limits
 }
 
+/// Whether scripts may make unix sockets that can be connected. Where the host's files are seen, so are its sockets: a
+/// read-only mount lets one connect, and a server may do for anybody what the sandbox keeps the script from.
+pub(super) fn has_unix_sockets(profile: Profile, changes: Option<&ProfileDefinition>) -> bool {
+    profile != Profile::Host || changes.is_some_and(|definition| definition.unix_sockets)
+}
+
 /// The families of sockets that a profile has, with a name for people.
-pub(super) fn families(profile: Profile, listed: bool) -> Vec<(i32, &'static str)> {
-    let mut families = vec![(libc::AF_UNIX, "unix")];
+pub(super) fn families(
+    profile: Profile,
+    listed: bool,
+    changes: Option<&ProfileDefinition>,
+) -> Vec<(i32, &'static str)> {
+    let mut families = Vec::new();
+    if has_unix_sockets(profile, changes) {
+        families.push((libc::AF_UNIX, "unix"));
+    }
     if profile > Profile::Strict || listed {
         families.extend([(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")]);
     }
@@ -183,8 +202,9 @@ pub(super) fn families(profile: Profile, listed: bool) -> Vec<(i32, &'static str
 }
 
 /// Sockets: the families of the profile, and nothing raw.
-fn socket_limits(profile: Profile, listed: bool) -> Vec<Limit> {
-    let mut families: Vec<i32> = families(profile, listed).into_iter().map(|(family, _)| family).collect();
+fn socket_limits(profile: Profile, listed: bool, changes: Option<&ProfileDefinition>) -> Vec<Limit> {
+    let mut families: Vec<i32> =
+        families(profile, listed, changes).into_iter().map(|(family, _)| family).collect();
     let for_the_script = families.len();
     if listed && !families.contains(&libc::AF_NETLINK) {
         families.push(libc::AF_NETLINK); // The stage makes routes; `last_limits` takes it away.
@@ -208,12 +228,15 @@ fn socket_limits(profile: Profile, listed: bool) -> Vec<Limit> {
         when.extend(protocols.map(|protocol| is(2, Is::NotEqual(protocol as u32))));
         limits.push(limit(when, "netlink protocols but those of addresses and sockets"));
     }
-    limits.push(Limit {
-        name: "socketpair",
-        call: libc::SYS_socketpair,
-        when: vec![is(0, Is::NotEqual(libc::AF_UNIX as u32))],
-        why: "families but AF_UNIX",
-    });
+    let pair = |when, why| Limit { name: "socketpair", call: libc::SYS_socketpair, when, why };
+    limits.push(pair(vec![is(0, Is::NotEqual(libc::AF_UNIX as u32))], "families but AF_UNIX"));
+    if !has_unix_sockets(profile, changes) {
+        // One of a pair for datagrams can send to any address; one for streams is connected for good.
+        for kind in [libc::SOCK_DGRAM, libc::SOCK_RAW] {
+            let kind = is(1, Is::Masked(SOCKET_KIND, kind as u32));
+            limits.push(pair(vec![kind], "pairs for datagrams, which reach the host's unix sockets"));
+        }
+    }
     limits
 }
 
@@ -245,6 +268,12 @@ fn last_limits(profile: Profile, listed: bool) -> Vec<Limit> {
         Limit { name: "clone", call: libc::SYS_clone, when, why }
     };
     let mut limits = NAMESPACE_FLAGS.map(limit).to_vec();
+    limits.push(Limit {
+        name: "ioctl",
+        call: libc::SYS_ioctl,
+        when: vec![is(1, Is::Equal(TIOCSCTTY))],
+        why: "TIOCSCTTY: taking a terminal as one's own",
+    });
     if listed && profile <= Profile::Net {
         let when = vec![is(0, Is::Equal(libc::AF_NETLINK as u32))];
         let why = "netlink, by which the list of destinations was put in place";
@@ -351,7 +380,7 @@ pub(super) fn table_with(profile: Profile, listed: bool, changes: Option<&Profil
         }
     }
     let _ = writeln!(text, "\nrefused, EPERM: by argument");
-    for limit in limits(profile, listed).iter().chain(&last_limits(profile, listed)) {
+    for limit in limits(profile, listed, changes).iter().chain(&last_limits(profile, listed)) {
         if limit.name == "mknod" {
             continue; // On x86_64 alone, and limited as mknodat is.
         }

@@ -82,8 +82,13 @@ fn every_number_is_answered_as_the_table_says() {
         let all = [&filters.allowed, &filters.refused, &filters.last];
         let refused: Vec<i64> = calls::numbers(REFUSED).chain(calls::numbers(BEFORE_THE_SCRIPT)).collect();
         let allowed: Vec<i64> = calls::numbers(ALLOWED).collect();
-        // Of no limit are these arguments, but for the family of a socket.
-        let args = |number| if [libc::SYS_socket, libc::SYS_socketpair].contains(&number) { 1 } else { 0 };
+        // Of no limit are these arguments, but for the family of a socket: a pair of unix streams, TCP in `host`.
+        let family = if profile == Profile::Host { libc::AF_INET } else { libc::AF_UNIX } as u64;
+        let args = |number| match number {
+            libc::SYS_socket => family,
+            libc::SYS_socketpair => 1,
+            _ => 0,
+        };
         for number in 0..1024 {
             let expected = match number {
                 number if refused.contains(&number) => EPERM,
@@ -144,7 +149,8 @@ fn sockets_are_those_of_the_profile() {
     use Profile::{Host, Net, Strict};
     let (stream, datagram) = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::SOCK_DGRAM);
     for profile in Profile::ALL {
-        assert_eq!(socket(profile, libc::AF_UNIX, stream, 0), Answer::Allow);
+        let unix = if profile == Host { EPERM } else { Answer::Allow };
+        assert_eq!(socket(profile, libc::AF_UNIX, stream, 0), unix);
         for family in [libc::AF_PACKET, libc::AF_VSOCK, libc::AF_ALG, libc::AF_XDP, 0, 45] {
             assert_eq!(socket(profile, family, datagram, 0), EPERM, "{profile} {family}");
         }
@@ -160,6 +166,30 @@ fn sockets_are_those_of_the_profile() {
     assert_eq!(route(Host, libc::NETLINK_ROUTE), Answer::Allow);
     assert_eq!(route(Host, libc::NETLINK_SOCK_DIAG), Answer::Allow);
     assert_eq!(route(Host, libc::NETLINK_NETFILTER), EPERM);
+}
+
+#[test]
+fn unix_sockets_of_host_are_pairs_for_streams_unless_its_operator_says_more() {
+    let name = sally_common::name::ProfileName::new("local").unwrap();
+    let open = ProfileDefinition::parse(&name, "base = \"host\"\n[network]\nunix_sockets = true").unwrap();
+    let filters = Filters::new(Profile::Host, false, Some(&open)).unwrap();
+    let opened =
+        |number, args| decide(&[&filters.allowed, &filters.refused, &filters.last], ARCH, number, args);
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    for (call, kind, host) in [
+        (libc::SYS_socket, libc::SOCK_STREAM, EPERM),
+        (libc::SYS_socket, libc::SOCK_DGRAM, EPERM),
+        (libc::SYS_socketpair, libc::SOCK_STREAM, Answer::Allow),
+        (libc::SYS_socketpair, libc::SOCK_SEQPACKET, Answer::Allow),
+        (libc::SYS_socketpair, libc::SOCK_DGRAM, EPERM),
+        // Another name for the same, as far as unix sockets go.
+        (libc::SYS_socketpair, libc::SOCK_RAW, EPERM),
+    ] {
+        let args = [libc::AF_UNIX as u64, (kind | flags) as u64, 0, 0, 0, 0];
+        assert_eq!(script(Profile::Host, call, args), host, "{call} {kind}");
+        assert_eq!(script(Profile::Net, call, args), Answer::Allow, "{call} {kind}");
+        assert_eq!(opened(call, args), Answer::Allow, "{call} {kind}");
+    }
 }
 
 #[test]
@@ -183,7 +213,8 @@ fn with_a_list_the_internet_is_tcp_alone() {
                 assert_eq!(socket(&script, family, kind | libc::SOCK_CLOEXEC, 0), EPERM, "{kind}");
             }
         }
-        assert_eq!(socket(&script, libc::AF_UNIX, libc::SOCK_DGRAM, 0), Answer::Allow);
+        let unix = if profile == Host { EPERM } else { Answer::Allow };
+        assert_eq!(socket(&script, libc::AF_UNIX, libc::SOCK_DGRAM, 0), unix);
         let route = |all: &[&BpfProgram]| socket(all, libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
         assert_eq!(route(&script[..2]), Answer::Allow, "the stage of {profile}");
         assert_eq!(route(&script), if profile == Host { Answer::Allow } else { EPERM }, "{profile}");
@@ -198,7 +229,7 @@ fn terminals_personalities_and_devices_are_refused() {
     let call = |number, args: [u64; 6]| script(Profile::Strict, number, args);
     let ioctl = |request: u64| call(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]);
     assert_eq!(ioctl(0x5401), Answer::Allow);
-    for request in [0x5412, 0x541c, 0x5423, 0x1_0000_5412, 0xffff_ffff_0000_541c] {
+    for request in [0x540e, 0x5412, 0x541c, 0x5423, 0x1_0000_540e, 0x1_0000_5412, 0xffff_ffff_0000_541c] {
         assert_eq!(ioctl(request), EPERM, "{request:#x}");
     }
     let personality = |value: u64| call(libc::SYS_personality, [value, 0, 0, 0, 0, 0]);

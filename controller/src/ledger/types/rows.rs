@@ -1,12 +1,11 @@
-//! What goes into the ledger and what comes out of it. Not the wire's types, except for names, ids, keys and
-//! states. Times are Unix milliseconds.
+//! What is on record: jobs, runs and agents as the ledger has them, and as they are handed in.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use sally_common::id::{Digest, Incarnation, JobId, RequestId, RunId};
-use sally_common::key::{PublicKey, Signature};
+use sally_common::key::PublicKey;
 use sally_common::name::{Agent, Zone};
 use sally_common::selector::Labels;
 use sally_common::wire::api::Offline;
@@ -85,7 +84,7 @@ impl NewJob {
     }
 
     /// The job as it is recorded, with runs counted as [`NewJob::runs`] has them.
-    pub(super) fn job(&self) -> Job {
+    pub(in crate::ledger) fn job(&self) -> Job {
         let sent = self.targets.iter().filter(|t| t.dispatch_to.is_some()).count() as u64;
         let all = [(RunState::Pending, self.targets.len() as u64 - sent), (RunState::Dispatched, sent)];
         Job {
@@ -106,27 +105,6 @@ impl NewJob {
             retry: self.retry.clone(),
         }
     }
-}
-
-/// The answer to a submission.
-#[derive(Debug, Clone)]
-pub enum Submitted {
-    /// The job is made. It has ended already if its request id was cancelled before, or every run was refused.
-    Created(Job),
-    /// The same, and it takes the place of waiting runs of earlier jobs.
-    Replacing {
-        /// The job.
-        job: Job,
-        /// What became of the earlier runs.
-        replaced: Stopped,
-    },
-    /// The same submission was made before.
-    Existing(Job),
-    /// The request id belongs to another submission.
-    Conflict {
-        /// The job that has the request id.
-        existing: JobId,
-    },
 }
 
 /// A job.
@@ -236,7 +214,7 @@ pub struct Run {
 
 impl Run {
     /// A run that nobody was sent.
-    pub(super) fn pending(id: RunId, target: &NewRun, expires_ms: i64) -> Self {
+    pub(in crate::ledger) fn pending(id: RunId, target: &NewRun, expires_ms: i64) -> Self {
         Self {
             id,
             zone: target.zone.clone(),
@@ -298,297 +276,6 @@ pub struct Ended {
     pub result_state: Option<ResultState>,
     /// The digest of the report's body.
     pub report_digest: Option<Digest>,
-}
-
-/// What kind of signed message a report is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReportKind {
-    /// A result message.
-    Result,
-    /// A state message that refuses.
-    State,
-}
-
-/// The agent's signed message that settled a run: the proof, and what records are rebuilt from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// What kind of message.
-    pub kind: ReportKind,
-    /// Its exact bytes.
-    pub body: Vec<u8>,
-    /// Who signed it.
-    pub key: PublicKey,
-    /// The signature.
-    pub signature: Signature,
-}
-
-/// A stored report.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredReport {
-    /// The run.
-    pub run: RunId,
-    /// The attempt that it is about.
-    pub attempt: u32,
-    /// The incarnation that reported.
-    pub incarnation: Incarnation,
-    /// The message.
-    pub report: Report,
-}
-
-/// An outcome as its agent reports it.
-#[derive(Debug, Clone)]
-pub struct Settlement {
-    /// The run.
-    pub run: RunId,
-    /// The attempt.
-    pub attempt: u32,
-    /// The key that signed; must be the run's own.
-    pub agent_key: PublicKey,
-    /// The incarnation that reports.
-    pub incarnation: Incarnation,
-    /// How it ended; a state for which `is_end` holds.
-    pub state: RunState,
-    /// Exit code.
-    pub exit_code: Option<i32>,
-    /// Signal.
-    pub signal: Option<i32>,
-    /// A stable word for why.
-    pub reason: Option<String>,
-    /// The same for people.
-    pub message: Option<String>,
-    /// Start by the agent's clock.
-    pub started_ms: Option<i64>,
-    /// End by the agent's clock.
-    pub finished_ms: i64,
-    /// Length, milliseconds.
-    pub duration_ms: Option<u64>,
-    /// What became of the structured result; `None` where there was no program to say one.
-    pub result_state: Option<ResultState>,
-    /// What the program said about another try.
-    pub retryable: Option<bool>,
-    /// A random number from 0.0 to 1.0: spreads the wait before another attempt.
-    pub jitter: f64,
-    /// The signed message.
-    pub report: Report,
-    /// When it arrived, by the controller's clock.
-    pub at_ms: i64,
-}
-
-/// An agent's word that it did not run an attempt and never will.
-#[derive(Debug, Clone)]
-pub struct Refused {
-    /// The run.
-    pub run: RunId,
-    /// The attempt.
-    pub attempt: u32,
-    /// The key that signed; must be the run's own.
-    pub agent_key: PublicKey,
-    /// The incarnation that reports.
-    pub incarnation: Incarnation,
-    /// The stable word of the refusal. `expired` and `cancelled` settle the run as that, `replayed` and
-    /// `stale-attempt` change nothing, all others settle it as rejected.
-    pub reason: String,
-    /// The same for people.
-    pub message: String,
-    /// The signed message.
-    pub report: Report,
-    /// When it arrived, by the controller's clock.
-    pub at_ms: i64,
-}
-
-/// A run has changed its state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// The run as it is now.
-    pub run: Run,
-    /// Its job as it is now.
-    pub job: Job,
-    /// Whether this ended the job.
-    pub job_ended: bool,
-    /// Whether the run had ended before, so that this corrects what was already told.
-    pub correction: bool,
-}
-
-/// The answer to an outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settled {
-    /// It is the run's outcome now, durably.
-    Committed(Box<Change>),
-    /// The ledger already holds this or a better word: send the receipt again.
-    Duplicate {
-        /// The run as it is.
-        run: Box<Run>,
-    },
-    /// It is of an older attempt: kept on record, changed nothing; send the receipt.
-    Stale {
-        /// The run as it is.
-        run: Box<Run>,
-    },
-    /// The run is another agent's: no receipt.
-    NotIts,
-    /// There is no such run: no receipt.
-    Unknown,
-}
-
-/// The answer to news of a run (started, progress).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Noted {
-    /// The record changed.
-    Changed(Box<Change>),
-    /// It was known, or the run has ended.
-    Same,
-    /// It is of an older attempt.
-    Stale,
-    /// The run is another agent's.
-    NotIts,
-    /// There is no such run.
-    Unknown,
-}
-
-/// A dispatch that is about to be published.
-#[derive(Debug, Clone)]
-pub struct DispatchMark {
-    /// The run.
-    pub run: RunId,
-    /// The attempt.
-    pub attempt: u32,
-    /// The incarnation that it is bound to.
-    pub incarnation: Incarnation,
-    /// Now, by the controller's clock.
-    pub at_ms: i64,
-}
-
-/// News that a program was started.
-#[derive(Debug, Clone)]
-pub struct StartMark {
-    /// The run.
-    pub run: RunId,
-    /// The attempt.
-    pub attempt: u32,
-    /// The key that signed.
-    pub agent_key: PublicKey,
-    /// The incarnation that reports.
-    pub incarnation: Incarnation,
-    /// Start by the agent's clock.
-    pub started_ms: i64,
-}
-
-/// News of how far a program is.
-#[derive(Debug, Clone)]
-pub struct ProgressMark {
-    /// The run.
-    pub run: RunId,
-    /// The attempt.
-    pub attempt: u32,
-    /// The key that signed.
-    pub agent_key: PublicKey,
-    /// The progress, JSON.
-    pub json: String,
-}
-
-/// What a cancellation did.
-#[derive(Debug, Clone)]
-pub struct Cancellation {
-    /// The job as it is now.
-    pub job: Job,
-    /// Runs that ended here and now because they were never dispatched.
-    pub cancelled: Vec<Run>,
-    /// Runs whose agents must be told: dispatched, running, or ended by a guess only.
-    pub tell: Vec<Run>,
-    /// Whether this ended the job.
-    pub job_ended: bool,
-}
-
-/// What became of waiting runs that are not wanted any more.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stopped {
-    /// Runs that ended here and now, because nobody had been sent them.
-    pub changes: Vec<Change>,
-    /// Runs whose agents must be told.
-    pub tell: Vec<Run>,
-    /// Whether there is more to do: ask again.
-    pub more: bool,
-}
-
-/// A run that an agent holds and the ledger does not know.
-#[derive(Debug, Clone)]
-pub struct Recovered {
-    /// The run.
-    pub run: RunId,
-    /// The attempt that the agent holds.
-    pub attempt: u32,
-    /// The agent's zone.
-    pub zone: Zone,
-    /// The agent.
-    pub agent: Agent,
-    /// Its key.
-    pub agent_key: PublicKey,
-    /// The incarnation that holds it.
-    pub incarnation: Incarnation,
-    /// Now, by the controller's clock.
-    pub at_ms: i64,
-}
-
-/// Runs that changed at once.
-#[derive(Debug, Clone, Default)]
-pub struct Changes {
-    /// One per run.
-    pub changes: Vec<Change>,
-    /// Whether there is more to do: ask again.
-    pub more: bool,
-}
-
-/// An answer to a search for one job.
-#[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and mostly the large one")]
-pub enum FoundJob {
-    /// This one.
-    One(Job),
-    /// None is meant.
-    None,
-    /// So many have ids that begin so.
-    Ambiguous(u64),
-}
-
-/// What a heartbeat says of an agent.
-#[derive(Debug, Clone)]
-pub struct AgentSeen {
-    /// The zone.
-    pub zone: Zone,
-    /// The name.
-    pub name: Agent,
-    /// The key that signed.
-    pub agent_key: PublicKey,
-    /// The incarnation of its journal.
-    pub incarnation: Incarnation,
-    /// Its counter.
-    pub counter: u64,
-    /// Its labels.
-    pub labels: Labels,
-    /// The heartbeat, JSON.
-    pub heartbeat: String,
-    /// When it arrived, by the controller's clock.
-    pub seen_ms: i64,
-    /// The highest that this incarnation has said of how often its journal was written; 0 if it never did.
-    pub journal: u64,
-}
-
-/// The answer to a heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
-    /// An agent that was not known.
-    New,
-    /// As expected.
-    Updated,
-    /// The journal is another one than before; it is recorded now.
-    NewIncarnation {
-        /// The one before.
-        before: Incarnation,
-    },
-    /// Older than what is on record: ignored.
-    Stale,
-    /// The name belongs to another key: ignored. Forget the agent to let another key have the name.
-    OtherKey,
 }
 
 /// An agent.
