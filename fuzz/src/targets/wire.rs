@@ -5,6 +5,7 @@ use sally_common::key::SigningKey;
 use sally_common::trust::TrustList;
 use sally_common::wire::api::{Event, Hello, Reply, Request, Submit};
 use sally_common::wire::command::{Answer, Cancel, Chunk, Dispatch, Probe, Receipt};
+use sally_common::wire::enrol::{Enrol, Enrolled, Identity, Token};
 use sally_common::wire::order::Order;
 use sally_common::wire::record::{JobWithRuns, RunRecord};
 use sally_common::wire::report::{Ask, Heartbeat, LogChunk, ResultMessage, State};
@@ -82,6 +83,20 @@ pub(super) fn message(bytes: &[u8]) {
     one::<Heartbeat>(bytes);
     one::<Request>(bytes);
     one::<Reply>(bytes);
+    one::<Enrol>(bytes);
+    one::<Identity>(bytes);
+    one::<Enrolled>(bytes);
+    one::<Token>(bytes);
+    if let Ok(enrol) = wire::read::<Enrol>(bytes)
+        && let Ok(identity) = enrol.identity()
+    {
+        assert!(identity.key.verify(Kind::Identity, enrol.identity.as_bytes(), &enrol.signature));
+    }
+    // As text, too: what is read is written so that it is read again, as the same.
+    if let Ok(token) = Token::parse(&String::from_utf8_lossy(bytes)) {
+        let again = Token::parse(&token.text()).expect("what was written is read");
+        assert_eq!(again.text(), token.text());
+    }
     headed::<Chunk>(bytes);
     headed::<LogChunk>(bytes);
     headed::<Event>(bytes);
