@@ -2,7 +2,7 @@
 //!
 //! - [`world`]: one `up` with scripts whose effects a listener of the test counts; [`judge`] compares them with what
 //!   callers are told and with the ledger; [`points`] are the named places where programs die.
-//! - [`rows`]: the faults, one after the other. [`walk`]: drawn from a seed, in any order; [`schedule`] what is drawn,
+//! - [`rows`]: the faults, one after the other; [`blows`] what several of them do. [`walk`]: drawn from a seed, in any order; [`schedule`] what is drawn,
 //!   [`manner`] the ways in which jobs are submitted, and taken back.
 //! - [`ledgers`]: lost and restored; [`twins`]: a copy of an agent; [`versions`]: programs of other versions.
 //! - [`link`]: a bad connection; [`replay`]: a broker that says everything again; [`disk`]: file systems of a test's own.
@@ -10,6 +10,7 @@
 //!
 //! A new row is one entry of the list in [`rows`]: its name, its words for the table, and a function over a [`world::World`].
 
+mod blows;
 mod disk;
 mod judge;
 mod ledgers;
