@@ -18,6 +18,8 @@ pub mod order;
 pub mod record;
 pub mod report;
 pub mod retry;
+#[cfg(debug_assertions)]
+mod versions;
 
 #[cfg(test)]
 mod golden;
@@ -334,7 +336,10 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 
 /// Writes a body. The wire types hold only what JSON can: text keys, finite numbers.
 pub fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
-    crate::fail::body(serde_json::to_vec(message).unwrap_or_default())
+    let bytes = serde_json::to_vec(message).unwrap_or_default();
+    #[cfg(debug_assertions)]
+    let bytes = versions::body(bytes);
+    bytes
 }
 
 /// A body of one JSON line, a line feed, and raw bytes: how chunks travel without base64.
