@@ -196,8 +196,8 @@ fn sockets_of_the_host_are_reached_where_an_operator_says_so() {
 
 #[test]
 fn limits_rates_and_required_layers_are_the_definitions() {
-    const SLOW: &str =
-        "base = \"strict\"\n[limits]\nopen_files = 77\ncpu_percent = 10\nwrite_bytes_per_s = 1000000\n";
+    const SLOW: &str = "base = \"strict\"\n[files]\nwrite = [\"OUT/written\"]\n\
+         [limits]\nopen_files = 77\ncpu_percent = 10\nwrite_bytes_per_s = 1000000\n";
     const STRICT: &str = "base = \"net\"\nrequire = [\"seccomp\", \"net\"]\n";
     in_both(async |mode| {
         let place = start(mode, &[("slow", SLOW), ("sure", STRICT)], &[]).await;
@@ -211,6 +211,19 @@ fn limits_rates_and_required_layers_are_the_definitions() {
             "the controller gives both or none"
         );
         assert!(layers.contains_key(&Layer::CgroupIo), "it was asked for, so it is reported");
+        if in_units() {
+            for layer in [Layer::CgroupCpuQuota, Layer::CgroupIo] {
+                assert_eq!(layers[&layer], Hold::Enforced, "{layer:?}: everything is handed down to a unit");
+            }
+        }
+        if layers[&Layer::CgroupIo] == Hold::Enforced {
+            // Past the page cache, so that it is the script that waits for the disk.
+            let write = "dd if=/dev/zero of=OUT/written/file bs=1M count=4 oflag=direct 2>&1";
+            let begun = Instant::now();
+            place.sh("slow", write).await.ok();
+            let took = begun.elapsed();
+            assert!(took > Duration::from_secs(2), "4 MiB at 1 MB each second in {took:?}");
+        }
         if layers[&Layer::CgroupCpuQuota] == Hold::Enforced {
             assert!(slow.record.usage.cpu_ms < 400, "{:?} of 1000 ms at 10 %", slow.record.usage);
         } else {

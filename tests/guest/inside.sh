@@ -46,11 +46,20 @@ in_whole_groups() {
     [ $status = 0 ] && grep -q 'test in_a_unit_of_its_own_a_launcher_has_whole_groups ... .*ok$' <(tr '\n' ' ' <$log | sed 's/ test /\ntest /g')
 }
 
+# The share of the processors and the rates of the disks that an operator's profile sets.
+rates() {
+    local log=/tmp/rates.log status=0
+    /root/profiles --exact --nocapture limits_rates_and_required_layers_are_the_definitions >$log 2>&1 || status=$?
+    cat $log
+    [ $status = 0 ] && grep -q 'ok. 1 passed' $log
+}
+
 echo "kernel $(uname -r), $(systemctl --version | head -n 1), controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"
 judge "doctor in a unit, as root" doctor_in_a_unit root
 judge "doctor in a unit, as an ordinary user" doctor_in_a_unit nobody
 judge "doctor in a group with others" doctor_beside_others
 judge "limits by control groups of version 2" in_whole_groups
+judge "shares of processors and disks" rates
 judge "attacks, all layers" attacks
 echo
 printf '%s\n' "${verdicts[@]}"

@@ -36,7 +36,7 @@ if [ "${1:-}" = --if-changed ] || [ "${1:-}" = --is-unchanged ]; then
     fi
 fi
 
-build=$("$CARGO" test --no-run --package sally-agent --bin sally-agent --test limits --test attacks --message-format json)
+build=$("$CARGO" test --no-run --package sally-agent --bin sally-agent --test limits --test attacks --test profiles --message-format json)
 program() { sed -n "s/.*\"name\":\"$1\",.*\"executable\":\"\([^\"]*\)\".*/\1/p" <<<"$build" | tail -n 1; }
 "$CARGO" build --package sally-agent
 agent=${CARGO_TARGET_DIR:-$PWD/target}/debug/sally-agent
@@ -46,9 +46,9 @@ attacker=${CARGO_TARGET_DIR:-$PWD/target}/tmp/attacker
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for name in limits attacks; do strip -o "$work/$name" "$(program $name)"; done
+for name in limits attacks profiles; do strip -o "$work/$name" "$(program $name)"; done
 strip -o "$work/sally-agent" "$agent"
 # Where the tests, which were built here, look for it.
-packaging/guest.sh --kernel "${SALLY_GUEST_KERNEL:-bookworm}" --put "$work/limits:/root/limits" --put "$work/attacks:/root/attacks" \
+packaging/guest.sh --kernel "${SALLY_GUEST_KERNEL:-bookworm}" --put "$work/limits:/root/limits" --put "$work/attacks:/root/attacks" --put "$work/profiles:/root/profiles" \
     --put "$work/sally-agent:$agent" --put "$attacker" --put tests/guest/unit.sh:/root/unit.sh \
     --put tests/guest/inside.sh:/root/inside.sh -- /root/inside.sh "$agent"
