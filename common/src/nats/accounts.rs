@@ -6,7 +6,7 @@
 //!
 //! - Accounts are minted by the operator's signing key, so only who has that decides what a zone imports. The operator's own
 //!   key says which signing key that is, and can be kept elsewhere.
-//! - What each may do is in [`super::claims`] and nowhere else.
+//! - What each may do is in `claims` and nowhere else.
 //! - Keys of users answer the broker's nonce and do nothing else (see [`super::creds`]).
 
 use std::collections::BTreeMap;

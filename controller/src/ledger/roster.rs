@@ -1,7 +1,7 @@
 //! Who is enrolled, with which tokens, and who is not believed any more.
 //!
 //! These rows are few and change seldom, so each change has a transaction of its own and no part in the batches of runs. The
-//! decision ([`judge`]) is a function over the rows it concerns.
+//! decision (`judge`) is a function over the rows it concerns.
 
 use std::path::Path;
 

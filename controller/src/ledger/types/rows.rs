@@ -168,7 +168,7 @@ pub struct Run {
     /// The state.
     pub state: RunState,
     /// Whether the controller guesses no longer. Only a better word of the agent on the same
-    /// attempt ([`super::rank`]) can still correct it.
+    /// attempt ([`crate::ledger::rank`]) can still correct it.
     pub is_final: bool,
     /// The attempt; 0 when it was never dispatched.
     pub attempt: u32,

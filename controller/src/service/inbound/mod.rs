@@ -1,5 +1,5 @@
-//! What agents say: checked, recorded, receipted. Here what is the same for all of it; [`results`] how runs ended,
-//! [`states`] how they go on, [`heartbeats`] which process speaks and what it holds, [`asks`] questions for work and for blobs.
+//! What agents say: checked, recorded, receipted. Here what is the same for all of it; `results` how runs ended,
+//! `states` how they go on, `heartbeats` which process speaks and what it holds, `asks` questions for work and for blobs.
 
 use sally_common::clock::steady_ms;
 use sally_common::key::{PublicKey, Signature};
