@@ -60,20 +60,22 @@ pub async fn purge(service: &Service, caller: &User, targets: &Targets) -> Resul
     let agents = resolve(service, targets)?;
     let mut runs = 0;
     for target in &agents {
-        runs += stop_waiting(service, target, "purged", &format!("purged by {caller}")).await?;
+        runs += stop_waiting(service, &target.zone, &target.agent, "purged", &format!("purged by {caller}"))
+            .await?;
     }
     Ok(Purged { runs, agents })
 }
 
 async fn stop_waiting(
     service: &Service,
-    target: &Target,
+    zone: &Zone,
+    agent: &Agent,
     reason: &str,
     message: &str,
 ) -> Result<u64, ApiError> {
     let mut runs = 0;
     loop {
-        let stopped = service.ledger.purge(&target.zone, &target.agent, now_ms(), reason, message).await;
+        let stopped = service.ledger.purge(zone, agent, now_ms(), reason, message).await;
         let stopped = stopped.map_err(internal)?;
         runs += (stopped.changes.len() + stopped.tell.len()) as u64;
         service.tell_stopped(&stopped).await;
@@ -107,16 +109,22 @@ pub async fn forget(
     agent: &Agent,
 ) -> Result<Purged, ApiError> {
     let target = known(service, zone, agent)?;
-    let mut runs = give_up(service, &service.ledger, zone, agent).await.map_err(internal)?;
-    runs +=
-        stop_waiting(service, &target, "agent-forgotten", &format!("its agent was forgotten by {caller}"))
-            .await?;
-    service.ledger.drain(vec![(zone.clone(), agent.clone())], None).await.map_err(internal)?;
-    service.ledger.forget_agent(zone, agent).await.map_err(internal)?;
+    let runs = end_work(service, caller, zone, agent).await?;
     if let Some(member) = service.fleet().get_mut(zone, agent) {
         member.forget();
     }
     Ok(Purged { runs, agents: vec![target] })
+}
+
+/// Ends all work of an agent of which nobody will hear any more, and what is on record of it. Returns how many runs
+/// that were.
+pub async fn end_work(service: &Service, caller: &User, zone: &Zone, agent: &Agent) -> Result<u64, ApiError> {
+    let held = give_up(service, &service.ledger, zone, agent).await.map_err(internal)?;
+    let message = format!("its agent was forgotten by {caller}");
+    let waiting = stop_waiting(service, zone, agent, "agent-forgotten", &message).await?;
+    service.ledger.drain(vec![(zone.clone(), agent.clone())], None).await.map_err(internal)?;
+    service.ledger.forget_agent(zone, agent).await.map_err(internal)?;
+    Ok(held + waiting)
 }
 
 /// What the agent may have: nobody will say how it ended.

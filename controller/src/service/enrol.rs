@@ -194,8 +194,7 @@ pub async fn revoke(service: &Service, by: &User, zone: &Zone, agent: &Agent) ->
         by: by.clone(),
     };
     service.ledger.revoke(row).await.map_err(internal)?;
-    // What waits for it ends, and what it held is unknown: nobody will say how it ended.
-    let runs = agents::forget(service, by, zone, agent).await?.runs;
+    // Before its work is ended: what it says meanwhile counts no more, and no work is submitted to it.
     service.fleet().dismiss(zone, agent);
     tracing::warn!(%zone, %agent, %by, "an agent is revoked");
     let problem = match member.user {
@@ -210,5 +209,7 @@ pub async fn revoke(service: &Service, by: &User, zone: &Zone, agent: &Agent) ->
             pushed.err().map(|error| error.to_string()).or_else(|| service.accounts.knows(zone).err())
         }
     };
+    // What waits for it ends, and what it held is unknown: nobody will say how it ended.
+    let runs = agents::end_work(service, by, zone, agent).await?;
     Ok(Revoked { zone: zone.clone(), agent: agent.clone(), runs, problem })
 }
